@@ -1,0 +1,115 @@
+"""Convolution of images, channels last, in the sense of neural networks (correlation).
+
+The direct algorithm of `kernels.gemm`: for each tap of the filter, a product of the moved input and that tap's
+weights. No im2col copy and no padded copy of the input is made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.arrays import check_array, check_shape, check_weight
+from kernels.gemm import Geometry, PackedWeight, multiply, pack, result
+
+Padding = int | tuple[tuple[int, int], tuple[int, int]]
+
+
+def pack_conv2d(w: np.ndarray) -> PackedWeight:
+    """Pack the weight of a convolution once, for many calls of `conv2d`.
+
+    Parameters
+    ----------
+    w : ndarray
+        ``(c_out, c_in, kh, kw)``, float32, float16, or uint16 that holds bfloat16 bits.
+
+    Returns
+    -------
+    PackedWeight
+        Float32 panels, about ``4 * c_out * c_in * kh * kw`` bytes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If w is not such an array.
+    """
+    check_weight("w", w, 4)
+    return pack(w)
+
+
+def conv2d(
+    x: np.ndarray,
+    w: np.ndarray | PackedWeight,
+    b: np.ndarray | None = None,
+    stride: int = 1,
+    padding: Padding = 1,
+    *,
+    upsample: bool = False,
+    out: np.ndarray | None = None,
+    accumulate: bool = False,
+) -> np.ndarray:
+    """Two-dimensional convolution.
+
+    Parameters
+    ----------
+    x : ndarray
+        Float32 ``(n, h, w, c_in)``, C-contiguous.
+    w : ndarray or PackedWeight
+        ``(c_out, c_in, kh, kw)`` as checkpoints store it: float32, float16, or uint16 that holds bfloat16 bits.
+    b : ndarray, optional
+        Float32 ``(c_out,)``, or ``(n, c_out)`` for another bias in each image (a time embedding).
+    stride : int
+        Step in both directions.
+    padding : int or ((top, bottom), (left, right))
+        Pixels of zeros around the image.
+    upsample : bool
+        Read x as if each pixel were a square of 2x2 (nearest-neighbour enlargement), without making a copy.
+    out : ndarray, optional
+        Float32 ``(n, h', w', c_out)`` to write to.
+    accumulate : bool
+        Add to what `out` holds (a residual) instead of overwriting it.
+
+    Returns
+    -------
+    ndarray
+        Float32 ``(n, h', w', c_out)`` with ``h' = (h * (2 if upsample else 1) + top + bottom - kh) // stride + 1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or layout is not as above, or the filter does not fit the padded image.
+    """
+    check_array("x", x, 4)
+    if not isinstance(w, PackedWeight):
+        check_weight("w", w, 4)
+    if len(w.shape) != 4 or w.shape[1] != x.shape[3]:
+        raise ValueError(f"w: found shape {w.shape} for x {x.shape}, expected (c_out, {x.shape[3]}, kh, kw)")
+    geometry = _geometry(x.shape, w.shape, stride, padding, upsample)
+    c_out = w.shape[0]
+    if b is not None:
+        check_array("b", b, (1, 2))
+        check_shape("b", b, (c_out,) if b.ndim == 1 else (x.shape[0], c_out))
+    out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, x, w, b)
+    if out.size:
+        multiply(x, w, b, out, geometry, accumulate)
+    return out
+
+
+def _geometry(x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, upsample: bool) -> Geometry:
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride: found {stride!r}, expected a whole number from 1 on")
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    try:
+        (top, bottom), (left, right) = padding
+    except (TypeError, ValueError):
+        raise ValueError(f"padding: found {padding!r}, expected a number or ((top, bottom), (left, right))") from None
+    if not all(isinstance(side, int) for side in (top, bottom, left, right)):
+        raise TypeError(f"padding: found {padding!r}, expected whole numbers")
+    if min(top, bottom, left, right) < 0:
+        raise ValueError(f"padding: found {padding!r}, expected no negative number")
+    (n, height, width, _), (_, _, kh, kw), scale = x, w, 2 if upsample else 1
+    out_h = (height * scale + top + bottom - kh) // stride + 1
+    out_w = (width * scale + left + right - kw) // stride + 1
+    if out_h < 1 or out_w < 1:
+        raise ValueError(f"x: found {height}x{width} pixels, too few for a {kh}x{kw} filter with padding {padding}")
+    return Geometry(n, height, width, out_h, out_w, kh, kw, stride, top, left, int(upsample))

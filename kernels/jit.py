@@ -1,0 +1,193 @@
+"""The one way to compile a kernel: flags, signature, cache, threads.
+
+``@kernel(n)`` makes a parallel kernel of n integers (addresses, sizes, strides), so each kernel has exactly one
+signature and one compiled form; ``@inline`` makes a helper that kernels call.
+
+Compiled code is kept in a folder of the user's cache, named after a fingerprint of all the sources in this package.
+Numba's own cache watches only the file that holds the function, and the vector code comes from ``simd.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+from numba.core import registry
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from kernels import isa
+
+log = logging.getLogger(__name__)
+
+# GNU OpenMP spins for milliseconds at the end of a parallel region. On a machine that also does other work the spinning
+# keeps the thread that it waits for from running: 20 steps of the small model took 13 s instead of 1. Spin for about
+# 10 microseconds, then sleep. Read when Numba loads OpenMP, at the first launch.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# Reassociation lets sums and products of elementwise loops vectorise; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+_registry: dict[str, Kernel] = {}
+_launch_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _fingerprint() -> str:
+    """Hash of every source file of this package and of the CPU that Numba compiles for.
+
+    Each CPU has its own folder, because two processes that add code for two CPUs to one index file could mix them up.
+    """
+    digest = hashlib.sha256(repr(registry.cpu_target.target_context.codegen().magic_tuple()).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def cache_folder() -> Path | None:
+    """Return the folder for compiled kernels: ``NUMBA_CACHE_DIR`` or the user's cache; None if none can be written."""
+    if numba.config.CACHE_DIR:
+        bases = [Path(numba.config.CACHE_DIR)]
+    else:
+        user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        if sys.platform == "darwin":
+            user = "~/Library/Caches"
+        elif sys.platform == "win32":
+            user = os.environ.get("LOCALAPPDATA", "~")
+        owner = os.getuid() if hasattr(os, "getuid") else "user"
+        bases = [Path(user).expanduser(), Path(tempfile.gettempdir()) / f"cache-{owner}"]
+    for base in bases:
+        folder = base / "sd-numba" / _fingerprint()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue  # cached code is executed: never take it from someone else's folder
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    log.warning("no writable cache folder (%s): kernels compile anew in each process", ", ".join(map(str, bases)))
+    return None
+
+
+class _Locator(_CacheLocator):
+    """Tells Numba where a function's compiled code lies and when it is stale."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file, self._lineno = file, function.__code__.co_firstlineno
+        self._name = function.__name__
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return _fingerprint()
+
+    def get_disambiguator(self) -> str:
+        return self._name
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _Cache(FunctionCache):
+    _impl_class = _CacheImpl
+
+
+class Kernel:
+    """A parallel kernel with one signature: integers in, nothing out."""
+
+    def __init__(self, function: Callable[..., None], arity: int) -> None:
+        self.name = function.__name__.lstrip("_")
+        self._signature = types.void(*[types.intp] * arity)
+        self._dispatcher = numba.njit(parallel=True, fastmath=FAST, error_model="numpy")(function)
+
+    def __call__(self, *args: int) -> None:
+        """Run it on at most `threads()` threads."""
+        with _launch_lock:  # one of Numba's threading layers cannot be entered twice at once
+            if not self._dispatcher.overloads:
+                self.compile()
+            if numba.get_num_threads() > threads():
+                numba.set_num_threads(threads())
+            self._dispatcher(*args)
+
+    @property
+    def _cache(self) -> _Cache | None:
+        if cache_folder() is None:
+            return None
+        if not isinstance(self._dispatcher._cache, _Cache):
+            self._dispatcher._cache = _Cache(self._dispatcher.py_func)
+        return self._dispatcher._cache
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can run without being compiled: it is loaded, or in the cache for this CPU."""
+        if self._dispatcher.overloads:
+            return True
+        cache, codegen = self._cache, registry.cpu_target.target_context.codegen()
+        return cache is not None and cache._index_key(self._signature.args, codegen) in cache._cache_file._load_index()
+
+    def compile(self) -> None:
+        """Load it from the cache, or compile it and put it there."""
+        if self._cache is None:
+            self._dispatcher.compile(self._signature.args)
+            return
+        try:
+            self._dispatcher.compile(self._signature.args)
+        except OSError as error:  # compiled, but the cache could not be written
+            log.warning("could not write compiled kernels to %s: %s", cache_folder(), error)
+
+
+_limit = 0
+
+
+def threads() -> int:
+    """Return how many threads kernels run on at most."""
+    return _limit or min(isa.physical_cores(), numba.config.NUMBA_NUM_THREADS)
+
+
+def set_threads(count: int) -> None:
+    """Set how many threads kernels run on; 0 or less means all physical cores available to the process."""
+    global _limit  # noqa: PLW0603
+    _limit = max(0, min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads())
+
+
+def kernel(arity: int) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a parallel kernel of `arity` integers and register it for `warmup`."""
+
+    def wrap(function: Callable[..., None]) -> Kernel:
+        made = Kernel(function, arity)
+        if made.name in _registry:
+            raise ValueError(f"two kernels are called {made.name}")
+        _registry[made.name] = made
+        return made
+
+    return wrap
+
+
+inline = numba.njit(fastmath=FAST, error_model="numpy")
+
+
+def warmup() -> Iterator[tuple[int, int, str]]:
+    """Compile the kernels that are not yet in the cache for this CPU; yields (index, total, name) before each."""
+    names = [name for name, made in _registry.items() if not made.ready]
+    for index, name in enumerate(names):
+        yield index, len(names), name
+        _registry[name].compile()

@@ -1,0 +1,203 @@
+"""Normalisation: groups of channels of an image, and single vectors.
+
+Group norm reads the image twice: once for each channel's sum and sum of squares, taken about that channel's first
+value so that a large mean costs no digits, and once to scale, shift and optionally apply SiLU. Partial sums are made
+for fixed blocks of pixels and combined in float64 in a fixed order, so the number of threads changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import carray, prange
+
+from kernels.activations import copy_row, silu_scalar
+from kernels.arrays import address, check_array, check_shape, output
+from kernels.jit import kernel
+from kernels.simd import double_pointer, float_pointer
+
+_BLOCKS = 16  # blocks of pixels of an image, at most
+_RUN = 64  # pixels that are summed in float32 before they go into a float64 sum
+
+
+@kernel(12)
+def _group_norm(x, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, sums):
+    """`eps` is the address of a float64; `sums` the address of (n, blocks, 3, c) float64 of scratch memory."""
+    for task in prange(n * blocks):
+        first, last = pixels * (task % blocks) // blocks, pixels * (task % blocks + 1) // blocks
+        image = x + task // blocks * pixels * c * 4
+        part = carray(double_pointer(sums + task * 3 * c * 8), (3, c))
+        run = np.empty((2, c), np.float32)
+        origin = carray(float_pointer(image + first * c * 4), c)
+        for j in range(c):
+            part[0, j] = 0
+            part[1, j] = 0
+            part[2, j] = origin[j]
+        for start in range(first, last, _RUN):
+            run[:] = 0
+            for p in range(start, min(start + _RUN, last)):
+                row = carray(float_pointer(image + p * c * 4), c)
+                for j in range(c):
+                    d = row[j] - origin[j]
+                    run[0, j] += d
+                    run[1, j] += d * d
+            for j in range(c):
+                part[0, j] += run[0, j]
+                part[1, j] += run[1, j]
+
+    width = c // groups
+    gain = carray(float_pointer(weight), c)
+    offset = carray(float_pointer(bias), c)
+    epsilon = carray(double_pointer(eps), 1)[0]
+    factors = np.empty((n, 2, c), np.float32)
+    for i in range(n):
+        parts = carray(double_pointer(sums + i * blocks * 3 * c * 8), (blocks, 3, c))
+        for g in range(groups):
+            mean = 0.0
+            for b in range(blocks):
+                count = pixels * (b + 1) // blocks - pixels * b // blocks
+                for j in range(g * width, (g + 1) * width):
+                    mean += parts[b, 0, j] + count * parts[b, 2, j]
+            mean /= pixels * width
+            square = 0.0
+            for b in range(blocks):
+                count = pixels * (b + 1) // blocks - pixels * b // blocks
+                for j in range(g * width, (g + 1) * width):
+                    shift = parts[b, 2, j] - mean
+                    square += parts[b, 1, j] + 2 * shift * parts[b, 0, j] + count * shift * shift
+            scale = 1 / math.sqrt(max(square, 0.0) / (pixels * width) + epsilon)
+            for j in range(g * width, (g + 1) * width):
+                factors[i, 0, j] = gain[j] * scale
+                factors[i, 1, j] = offset[j] - mean * scale * gain[j]
+
+    for task in prange(n * blocks):
+        first, last = pixels * (task % blocks) // blocks, pixels * (task % blocks + 1) // blocks
+        i = task // blocks
+        for p in range(first, last):
+            row = copy_row(x + (i * pixels + p) * c * 4, out + (i * pixels + p) * c * 4, c)
+            if silu:
+                for j in range(c):
+                    row[j] = silu_scalar(row[j] * factors[i, 0, j] + factors[i, 1, j])
+            else:
+                for j in range(c):
+                    row[j] = row[j] * factors[i, 0, j] + factors[i, 1, j]
+
+
+def group_norm(
+    x: np.ndarray,
+    groups: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float = 1e-5,
+    silu: bool = False,
+    *,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Group normalisation (Wu and He, arXiv:1803.08494), optionally followed by SiLU.
+
+    Parameters
+    ----------
+    x : ndarray
+        Float32 ``(n, ..., c)``, at least three dimensions, C-contiguous; statistics are over all but n and the group.
+    groups : int
+        Number of groups; divides c.
+    weight, bias : ndarray
+        Float32 ``(c,)``.
+    eps : float
+        Added to the variance.
+    silu : bool
+        Apply ``y * sigmoid(y)`` to the result.
+    out : ndarray, optional
+        Float32 of the shape of x to write to; may be x itself.
+
+    Returns
+    -------
+    ndarray
+        Float32, the shape of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or layout is not as above.
+    """
+    check_array("x", x)
+    if x.ndim < 3:
+        raise ValueError(f"x: found {x.ndim} dimensions {x.shape}, expected at least 3: (n, ..., c)")
+    n, c = x.shape[0], x.shape[-1]
+    if not isinstance(groups, int) or groups < 1 or c % groups:
+        raise ValueError(f"groups: found {groups!r} for {c} channels, expected a whole number that divides them")
+    check_shape("weight", weight, (c,))
+    check_shape("bias", bias, (c,))
+    out = output(out, x.shape, weight, bias, same=x)
+    if not out.size:
+        return out
+    pixels = math.prod(x.shape[1:-1])
+    blocks = min(_BLOCKS, math.ceil(pixels / 16))
+    sums, epsilon = np.empty(n * blocks * 3 * c), np.array([float(eps)])
+    _group_norm(
+        address(x), address(out), n, pixels, c, groups, address(weight), address(bias), address(epsilon), bool(silu),
+        blocks, address(sums),
+    )  # fmt: skip
+    return out
+
+
+@kernel(7)
+def _layer_norm(x, out, rows, c, weight, bias, eps):
+    """`eps` is the address of a float64."""
+    gain = carray(float_pointer(weight), c)
+    offset = carray(float_pointer(bias), c)
+    epsilon = np.float32(carray(double_pointer(eps), 1)[0])
+    size = np.float32(c)
+    for i in prange(rows):
+        row = copy_row(x + i * c * 4, out + i * c * 4, c)
+        mean = np.float32(0)
+        for j in range(c):
+            mean += row[j]
+        mean /= size
+        square = np.float32(0)
+        for j in range(c):
+            d = row[j] - mean
+            square += d * d
+        scale = np.float32(1) / np.sqrt(square / size + epsilon)
+        for j in range(c):
+            row[j] = (row[j] - mean) * scale * gain[j] + offset[j]
+
+
+def layer_norm(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Layer normalisation over the last dimension (Ba, Kiros and Hinton, arXiv:1607.06450).
+
+    Parameters
+    ----------
+    x : ndarray
+        Float32 ``(..., c)``, C-contiguous.
+    weight, bias : ndarray
+        Float32 ``(c,)``.
+    eps : float
+        Added to the variance.
+    out : ndarray, optional
+        Float32 of the shape of x to write to; may be x itself.
+
+    Returns
+    -------
+    ndarray
+        Float32, the shape of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or layout is not as above.
+    """
+    check_array("x", x)
+    c = x.shape[-1]
+    check_shape("weight", weight, (c,))
+    check_shape("bias", bias, (c,))
+    out = output(out, x.shape, weight, bias, same=x)
+    if out.size:
+        epsilon = np.array([float(eps)])
+        _layer_norm(
+            address(x), address(out), out.size // c, c, address(weight), address(bias), address(epsilon)
+        )  # fmt: skip
+    return out

@@ -1,0 +1,414 @@
+"""Vectors and register tiles as Numba values.
+
+A *vector* is ``LANES`` float32 in one register; a *tile* is ``rows x vectors`` of them, meant to live in registers
+for the whole of a loop. Both are ordinary values inside jitted code: a kernel assigns them to variables and LLVM keeps
+them in registers (it promotes the stack slots that Numba makes). Addresses are plain integers; nothing here checks
+bounds, so the public function that launches a kernel must.
+
+Only this module writes LLVM IR.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from kernels import isa
+
+LANES = isa.tile().lanes
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # how a weight is stored: the `kind` argument of the loads below
+
+_f32, _i16, _i32, _i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_vec, _ivec = ir.VectorType(_f32, LANES), ir.VectorType(_i32, LANES)
+
+
+class VectorType(types.Type):
+    """Numba type of a vector of ``LANES`` float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"f32x{LANES}")
+
+
+class TileType(types.Type):
+    """Numba type of ``rows x vectors`` vectors."""
+
+    def __init__(self, rows: int, vectors: int) -> None:
+        self.rows, self.vectors = rows, vectors
+        super().__init__(name=f"tile{rows}x{vectors * LANES}")
+
+
+vector = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _vec)
+
+
+@register_model(TileType)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.ArrayType(_vec, fe_type.rows * fe_type.vectors))
+
+
+# --- IR helpers -------------------------------------------------------------------------------------------------------
+
+
+def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: int | ir.Value = 0) -> ir.Value:
+    if isinstance(offset, int):
+        offset = ir.Constant(_i64, offset)
+    return builder.gep(builder.inttoptr(address, ir.PointerType()), [offset], source_etype=ir.IntType(8))
+
+
+def _load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type) -> ir.Value:
+    return builder.load(pointer, align=4, typ=kind)
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_vec, [float(np.float32(value))] * LANES)
+
+
+def _icon(value: int) -> ir.Constant:
+    return ir.Constant(_ivec, [value] * LANES)
+
+
+def _broadcast(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+    undefined = ir.Constant(_vec, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(_i32, 0))
+    return builder.shuffle_vector(first, undefined, _icon(0))
+
+
+def _call(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
+    """Call the LLVM intrinsic ``llvm.<name>.vNf32``."""
+    kind = ir.FunctionType(_vec, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), args)
+
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return _call(builder, "fmuladd", a, b, c)  # not `fma`: without the hardware that would be a call per lane
+
+
+def _maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _reduce(builder: ir.IRBuilder, v: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    """Fold the lanes by halves, always in the same order."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        low = builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_i32, n), list(range(n))))
+        high = builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_i32, n), list(range(n, 2 * n))))
+        v = combine(low, high)
+    return builder.extract_element(v, ir.Constant(_i32, 0))
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def load(typingctx, address):
+    """``load(address) -> vector``."""
+
+    def codegen(context, builder, sig, args):
+        return _load(builder, _pointer(builder, args[0]), _vec)
+
+    return vector(types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, address, value):
+    """``store(address, vector)``."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[1], _pointer(builder, args[0]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, vector), codegen
+
+
+@intrinsic
+def splat(typingctx, value):
+    """``splat(float32) -> vector`` with the value in every lane."""
+
+    def codegen(context, builder, sig, args):
+        return _broadcast(builder, args[0])
+
+    return vector(types.float32), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """``fma(a, b, c) -> a * b + c`` on vectors."""
+
+    def codegen(context, builder, sig, args):
+        return _fma(builder, *args)
+
+    return vector(vector, vector, vector), codegen
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """``maximum(a, b)`` lane by lane; where a lane of `a` is NaN, the lane of `b`."""
+
+    def codegen(context, builder, sig, args):
+        return _maximum(builder, *args)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
+def highest(typingctx, v):
+    """``highest(vector) -> float32``, the largest lane."""
+
+    def codegen(context, builder, sig, args):
+        return _reduce(builder, args[0], lambda a, b: _maximum(builder, a, b))
+
+    return types.float32(vector), codegen
+
+
+@intrinsic
+def total(typingctx, v):
+    """``total(vector) -> float32``, the sum of the lanes."""
+
+    def codegen(context, builder, sig, args):
+        return _reduce(builder, args[0], builder.fadd)
+
+    return types.float32(vector), codegen
+
+
+def _exp2_coefficients() -> Sequence[float]:
+    """Polynomial of degree 6 for 2**x on [-1/2, 1/2], a Chebyshev fit; relative error about 1e-8 before rounding."""
+    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200) / 2
+    fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, 2.0**nodes, 6, domain=[-0.5, 0.5])
+    return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+
+
+EXP2_COEFFICIENTS = tuple(np.float32(c) for c in _exp2_coefficients())
+
+
+@intrinsic
+def exp2(typingctx, v):
+    """``exp2(vector)``: round to an integer, polynomial on the rest, add the integer to the exponent.
+
+    Below -126 the result is 2**-126; the argument must not exceed 127; NaN stays NaN.
+    """
+
+    def codegen(context, builder, sig, args):
+        x = _maximum(builder, _constant(-126.0), args[0])  # in this order NaN passes
+        whole = _call(builder, "rint", x)
+        rest = builder.fsub(x, whole)
+        value = _constant(EXP2_COEFFICIENTS[-1])
+        for c in EXP2_COEFFICIENTS[-2::-1]:
+            value = _fma(builder, value, rest, _constant(c))
+        exponent = builder.shl(builder.fptosi(whole, _ivec), _icon(23))
+        return builder.bitcast(builder.add(builder.bitcast(value, _ivec), exponent), _vec)
+
+    return vector(vector), codegen
+
+
+for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+
+    @infer_global(_op)
+    class _VectorOperator(AbstractTemplate):
+        def generic(self, args, kws):
+            return signature(vector, vector, vector) if tuple(args) == (vector, vector) else None
+
+    def _lower(context, builder, sig, args, _method=_method):
+        return getattr(builder, _method)(*args)
+
+    lower_builtin(_op, vector, vector)(_lower)
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def _members(builder: ir.IRBuilder, tile: ir.Value) -> list[ir.Value]:
+    return [builder.extract_value(tile, i) for i in range(tile.type.count)]
+
+
+def _assemble(builder: ir.IRBuilder, members: Sequence[ir.Value]) -> ir.Value:
+    tile = ir.Constant(ir.ArrayType(_vec, len(members)), ir.Undefined)
+    for i, member in enumerate(members):
+        tile = builder.insert_value(tile, member, i)
+    return tile
+
+
+@intrinsic(prefer_literal=True)
+def row_addresses(typingctx, table, rows):
+    """``row_addresses(table, rows)``: the first `rows` int64 of the table at that address, as a tuple."""
+    n = rows.literal_value
+
+    def codegen(context, builder, sig, args):
+        values = [builder.load(_pointer(builder, args[0], 8 * i), align=8, typ=_i64) for i in range(n)]
+        return context.make_tuple(builder, sig.return_type, values)
+
+    return types.UniTuple(types.intp, n)(types.intp, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_zero(typingctx, rows, vectors):
+    """``tile_zero(rows, vectors)``: a tile of zeros."""
+    kind = TileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.ArrayType(_vec, kind.rows * kind.vectors), None)
+
+    return kind(rows, vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, address, stride, rows, vectors):
+    """``tile_load(address, stride, rows, vectors)``: rows lie `stride` bytes apart."""
+    kind = TileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, sig, args):
+        pointer, members = _pointer(builder, args[0]), []
+        for _ in range(kind.rows):
+            for j in range(kind.vectors):
+                offset = ir.Constant(_i64, 4 * LANES * j)
+                members.append(_load(builder, builder.gep(pointer, [offset], source_etype=ir.IntType(8)), _vec))
+            pointer = builder.gep(pointer, [args[1]], source_etype=ir.IntType(8))
+        return _assemble(builder, members)
+
+    return kind(types.intp, types.intp, rows, vectors), codegen
+
+
+@intrinsic
+def tile_store(typingctx, tile, address, stride):
+    """``tile_store(tile, address, stride)``: rows go `stride` bytes apart."""
+
+    def codegen(context, builder, sig, args):
+        members, pointer = _members(builder, args[0]), _pointer(builder, args[1])
+        for i in range(tile.rows):
+            for j in range(tile.vectors):
+                offset = ir.Constant(_i64, 4 * LANES * j)
+                target = builder.gep(pointer, [offset], source_etype=ir.IntType(8))
+                builder.store(members[i * tile.vectors + j], target, align=4)
+            pointer = builder.gep(pointer, [args[2]], source_etype=ir.IntType(8))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_fma(typingctx, tile, rows, offset, panel):
+    """``tile_fma(tile, rows, offset, panel)``: one step of the inner dimension, an outer product.
+
+    Row i of the tile gains ``float at (rows[i] + offset)`` times the `vectors` vectors at address `panel`.
+    """
+
+    def codegen(context, builder, sig, args):
+        members, row_tuple = _members(builder, args[0]), cgutils.unpack_tuple(builder, args[1])
+        weights = [_load(builder, _pointer(builder, args[3], 4 * LANES * j), _vec) for j in range(tile.vectors)]
+        for i in range(tile.rows):
+            scalar = _broadcast(builder, _load(builder, _pointer(builder, row_tuple[i], args[2]), _f32))
+            for j, weight in enumerate(weights):
+                members[i * tile.vectors + j] = _fma(builder, scalar, weight, members[i * tile.vectors + j])
+        return _assemble(builder, members)
+
+    return tile(tile, rows, types.intp, types.intp), codegen
+
+
+def _widen(builder: ir.IRBuilder, pointer: ir.Value, kind: int) -> ir.Value:
+    """Load ``LANES`` stored weights of a kind, at any alignment, and return them as float32."""
+    if kind == FLOAT32:
+        return builder.load(pointer, align=1, typ=_vec)
+    if kind == FLOAT16 and isa.tile().native_f16:
+        return builder.fpext(builder.load(pointer, align=1, typ=ir.VectorType(ir.HalfType(), LANES)), _vec)
+    bits = builder.zext(builder.load(pointer, align=1, typ=ir.VectorType(_i16, LANES)), _ivec)
+    if kind == BFLOAT16:
+        return builder.bitcast(builder.shl(bits, _icon(16)), _vec)
+    # Shift exponent and fraction into place and rescale by 2**112, which also normalises subnormals; then infinities.
+    magnitude = builder.shl(builder.and_(bits, _icon(0x7FFF)), _icon(13))
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, _vec), _constant(2.0**112)), _ivec)
+    special = builder.icmp_unsigned(">=", magnitude, _icon(0x0F800000))
+    finite = builder.select(special, builder.or_(magnitude, _icon(0x7F800000)), scaled)
+    sign = builder.shl(builder.and_(bits, _icon(0x8000)), _icon(16))
+    return builder.bitcast(builder.or_(finite, sign), _vec)
+
+
+def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Transpose ``LANES`` vectors in registers by log2(LANES) rounds of pairwise exchanges."""
+    half = LANES // 2
+    while half:
+        # Row i gives its lanes with bit `half` set to row i + half, and takes that row's lanes without it.
+        low = [lane if not lane & half else LANES + (lane ^ half) for lane in range(LANES)]
+        high = [lane | half if not lane & half else LANES + lane for lane in range(LANES)]
+        out = list(rows)
+        for i in range(LANES):
+            if not i & half:
+                a, b = rows[i], rows[i + half]
+                out[i] = builder.shuffle_vector(a, b, ir.Constant(_ivec, low))
+                out[i + half] = builder.shuffle_vector(a, b, ir.Constant(_ivec, high))
+        rows, half = out, half // 2
+    return rows
+
+
+@intrinsic(prefer_literal=True)
+def load_transposed(typingctx, address, stride, kind):
+    """``load_transposed(address, stride, kind)``: a ``LANES x LANES`` block of stored weights, as a transposed tile."""
+    result, stored = TileType(LANES, 1), kind.literal_value
+
+    def codegen(context, builder, sig, args):
+        pointer, rows = _pointer(builder, args[0]), []
+        for _ in range(LANES):
+            rows.append(_widen(builder, pointer, stored))
+            pointer = builder.gep(pointer, [args[1]], source_etype=ir.IntType(8))
+        return _assemble(builder, _transpose(builder, rows))
+
+    return result(types.intp, types.intp, kind), codegen
+
+
+@intrinsic
+def tile_scatter(typingctx, tile, table, offset):
+    """``tile_scatter(tile, table, offset)``: row i goes to the address ``table[i] + offset``."""
+
+    def codegen(context, builder, sig, args):
+        for i, member in enumerate(_members(builder, args[0])):
+            address = builder.load(_pointer(builder, args[1], 8 * i), align=8, typ=_i64)
+            builder.store(member, _pointer(builder, address, args[2]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), codegen
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def next_task(typingctx, counter):
+    """``next_task(address)``: take a number from a counter that all threads share (an atomic increment)."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("add", _pointer(builder, args[0]), ir.Constant(_i64, 1), "monotonic")
+
+    return types.intp(types.intp), codegen
+
+
+# --- memory as arrays -------------------------------------------------------------------------------------------------
+
+
+def _pointer_to(element: types.Type):
+    @intrinsic
+    def pointer(typingctx, address):
+        def codegen(context, builder, sig, args):
+            return builder.inttoptr(args[0], ir.PointerType())
+
+        return types.CPointer(element)(types.intp), codegen
+
+    return pointer
+
+
+# For ``numba.carray(float_pointer(address), shape)``: the memory at an address as an array.
+double_pointer = _pointer_to(types.float64)
+byte_pointer = _pointer_to(types.uint8)
+int_pointer = _pointer_to(types.intp)
+float_pointer = _pointer_to(types.float32)

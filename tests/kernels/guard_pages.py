@@ -1,0 +1,113 @@
+"""Run every kernel on arrays that touch pages of memory that nobody may access: one access out of bounds kills.
+
+``python -m tests.kernels.guard_pages`` prints each case before it runs it; with an argument it overruns on purpose.
+"""
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+import kernels
+from kernels.arrays import address
+from tests.kernels.common import STORED, normal, store
+
+_PROT_NONE = 0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
+    """Copy an array to pages of its own between two forbidden ones: flush with their end, or with their start."""
+    page = mmap.PAGESIZE
+    size = max(1, -(-array.nbytes // page)) * page
+    region = mmap.mmap(-1, size + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for guard in (start, start + page + size):
+        if _libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), _PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = page + (size - array.nbytes if at_end else 0)
+    copy = np.frombuffer(region, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def compare(call: Callable[..., np.ndarray], *arrays: np.ndarray) -> None:
+    """Call with guarded arrays, and a guarded `out`; the result is that of the arrays themselves."""
+    expected = call(*arrays, out=None)
+    for at_end in (True, False):
+        out = guarded(np.zeros_like(expected), at_end)
+        call(*(guarded(a, at_end) for a in arrays), out=out)
+        assert (out == expected).all()
+
+
+def products() -> Iterator[str]:
+    for how in STORED:
+        for m, k, n in ((1, 1, 1), (5, 3, 7), (13, 17, 65), (7, 40, 63), (9, 33, 72), (100, 401, 4), (6, 64, 128)):
+            yield f"linear {how} {m, k, n}"
+            x, w, b = normal(0, m, k), store(normal(1, n, k), how), normal(2, n)
+            compare(lambda x, w, b, out: kernels.linear(x, w, b, out=out), x, w, b)
+            compare(lambda x, w, b, out: kernels.linear(x, kernels.pack_linear(w), b, out=out), x, w, b)
+    for m, k, n in ((1, 1, 1), (5, 3, 7), (13, 17, 65), (2, 500, 33), (6, 64, 128)):
+        yield f"matmul {m, k, n}"
+        compare(kernels.matmul, normal(0, m, k), normal(1, k, n))
+
+
+def convolutions() -> Iterator[str]:
+    shapes = [
+        ((1, 1, 1, 1), (1, 1, 3, 3), 1, 1, False),
+        ((1, 5, 7, 3), (5, 3, 3, 3), 1, 1, False),
+        ((2, 6, 5, 17), (65, 17, 3, 3), 2, ((0, 1), (0, 1)), False),
+        ((1, 9, 4, 6), (33, 6, 5, 2), 3, ((4, 0), (1, 3)), False),
+        ((1, 4, 5, 12), (72, 12, 1, 1), 1, 0, False),
+        ((2, 3, 4, 20), (63, 20, 3, 3), 1, 1, True),
+    ]
+    for how in STORED:
+        for x_shape, w_shape, stride, padding, upsample in shapes:
+            yield f"conv2d {how} {x_shape, w_shape}"
+            x, w, b = normal(0, *x_shape), store(normal(1, *w_shape), how), normal(2, x_shape[0], w_shape[0])
+            options = {"stride": stride, "padding": padding, "upsample": upsample}
+            compare(lambda x, w, b, out, o=options: kernels.conv2d(x, w, b, **o, out=out), x, w, b)
+
+
+def attentions() -> Iterator[str]:
+    for n, tq, tk, heads, d in (
+        (1, 1, 1, 1, 1),
+        (1, 5, 77, 2, 7),
+        (2, 73, 13, 3, 40),
+        (1, 7, 513, 1, 65),
+        (1, 6, 64, 1, 64),
+    ):
+        q, k, v = normal(0, n, tq, heads * d), normal(1, n, tk, heads * d), normal(2, n, tk, heads * d)
+        for causal in (False, True):
+            yield f"attention {n, tq, tk, heads, d} {causal}"
+            compare(lambda q, k, v, out, h=heads, c=causal: kernels.attention(q, k, v, h, c, out=out), q, k, v)
+
+
+def elementwise() -> Iterator[str]:
+    for shape in ((1, 1, 1, 2), (2, 5, 7, 6), (1, 3, 3, 66), (3, 9, 40), (1, 4097, 2)):
+        x, weight, bias = normal(0, *shape), normal(1, shape[-1]), normal(2, shape[-1])
+        yield f"norms {shape}"
+        for silu in (False, True):
+            compare(lambda x, w, b, out, s=silu: kernels.group_norm(x, 2, w, b, silu=s, out=out), x, weight, bias)
+        compare(lambda x, w, b, out: kernels.layer_norm(x, w, b, out=out), x, weight, bias)
+        for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "geglu"):
+            yield f"{name} {shape}"
+            compare(getattr(kernels, name), x)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        x = guarded(np.zeros(1024, np.float32), at_end=True)
+        np.lib.stride_tricks.as_strided(x, (2000,)).sum()
+        return
+    assert address(guarded(np.zeros(3, np.float16), at_end=True)) % mmap.PAGESIZE == mmap.PAGESIZE - 6
+    for cases in (products, convolutions, attentions, elementwise):
+        for case in cases():
+            print(case, flush=True)
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

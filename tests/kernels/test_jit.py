@@ -1,0 +1,215 @@
+"""Compiling, the cache of compiled code, and threads."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+import kernels
+from kernels import activations, isa, jit
+from tests.kernels.common import assert_same_bits, normal
+
+PACKAGE = Path(kernels.__file__).parent
+
+# Runs in a process of its own: says what the cache holds, runs one kernel, says what that took.
+PROBE = """
+import json
+import numpy as np
+import kernels
+from kernels import activations, jit
+made = activations._geglu
+report = {"package": kernels.__file__, "folder": str(jit.cache_folder()), "ready": made.ready}
+report["result"] = kernels.geglu(np.full((3, 4), 2, np.float32)).ravel().tolist()
+stats = made._dispatcher.stats
+report["hits"], report["misses"] = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+report["ready after"] = made.ready
+report["left"] = sum(not made.ready for made in jit._registry.values())
+print(json.dumps(report))
+"""
+
+
+def probe(package_parent, **environment):
+    """Run the probe with a copy of the package and some environment variables."""
+    inherited = {k: v for k, v in os.environ.items() if k not in {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}}
+    environment = inherited | {"PYTHONPATH": str(package_parent), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    command = [sys.executable, "-c", PROBE]
+    run = subprocess.run(
+        command, cwd=package_parent, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert Path(report["package"]).parent.parent == package_parent
+    assert np.allclose(report["result"], 3.9089994)
+    return report, run.stderr
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package in a folder of its own; its parent is returned."""
+    shutil.copytree(PACKAGE, tmp_path / "site" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "site"
+
+
+def test_cache_is_used_again_until_a_source_changes(copy, tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    before = sorted((path, path.read_bytes()) for path in copy.rglob("*.py"))
+
+    first, _ = probe(copy, **cache)
+    assert not first["ready"]
+    assert (first["hits"], first["misses"]) == (0, 1)
+    assert first["ready after"]
+    assert Path(first["folder"]).parent == tmp_path / "cache" / "sd-numba"
+
+    second, _ = probe(copy, **cache)
+    assert second["ready"]
+    assert (second["hits"], second["misses"]) == (1, 0)
+    assert second["folder"] == first["folder"]
+
+    assert sorted((path, path.read_bytes()) for path in copy.rglob("*") if path.is_file()) == before, "wrote to itself"
+
+    with (copy / "kernels" / "simd.py").open("a") as source:
+        source.write("# an edit\n")
+    third, _ = probe(copy, **cache)
+    assert not third["ready"]
+    assert third["misses"] == 1
+    assert third["folder"] != first["folder"]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PACKAGE.glob("*.py")))
+def test_fingerprint_covers_every_source(copy, name, monkeypatch):
+    monkeypatch.setattr(jit, "__file__", str(copy / "kernels" / "jit.py"))
+    before = jit._fingerprint.__wrapped__()
+    assert before == jit._fingerprint()
+    with (copy / "kernels" / name).open("a") as source:
+        source.write("# an edit\n")
+    assert jit._fingerprint.__wrapped__() != before
+
+
+def test_unwritable_cache_falls_back(copy, tmp_path):
+    """A file where the cache folder should be: chmod would not stop root."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    variables = {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp"), "LOCALAPPDATA": "/"}
+    if sys.platform == "linux":
+        first, log = probe(copy, **variables)
+        assert Path(first["folder"]).is_relative_to(tmp_path / "tmp")
+        assert first["ready after"]
+        assert log == ""
+
+    report, log = probe(copy, NUMBA_CACHE_DIR=str(tmp_path / "file"))
+    assert report["folder"] == "None"
+    assert not report["ready"]
+    assert report["ready after"]
+    assert log.count("no writable cache folder") == 1
+
+
+def cache_folder(monkeypatch, base):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(base))
+    return jit.cache_folder.__wrapped__()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
+def test_cache_folder_of_someone_else_is_not_used(monkeypatch, tmp_path):
+    folder = cache_folder(monkeypatch, tmp_path)
+    assert folder == tmp_path / "sd-numba" / jit._fingerprint()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(jit.os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert cache_folder(monkeypatch, tmp_path) is None
+
+
+def test_a_full_disk_only_costs_the_cache(monkeypatch, caplog):
+    """If the compiled code cannot be saved, the kernel runs all the same."""
+
+    def fill(address, size):
+        """Fill some memory with ones."""
+        for i in numba.prange(size):
+            numba.carray(activations.float_pointer(address), size)[i] = 1
+
+    made = jit.Kernel(fill, 2)
+    assert not made.ready
+
+    def no_space(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jit._Cache, "save_overload", no_space)
+    out = np.zeros(5, np.float32)
+    made(out.ctypes.data, out.size)
+    assert (out == 1).all()
+    assert "No space left on device" in caplog.text
+
+
+def test_two_kernels_of_one_name_are_refused():
+    def _geglu():
+        pass
+
+    with pytest.raises(ValueError, match="two kernels are called geglu"):
+        jit.kernel(0)(_geglu)
+
+
+def test_warmup_compiles_what_is_missing(monkeypatch):
+    class Fake:
+        def __init__(self, ready):
+            self.ready = ready
+
+        def compile(self):
+            self.ready = True
+
+    registry = {"a": Fake(True), "b": Fake(False), "c": Fake(False)}
+    monkeypatch.setattr(jit, "_registry", registry)
+    steps = []
+    for step in kernels.warmup():
+        steps.append(step)
+        assert not registry[step[2]].ready, "yielded before it compiles"
+    assert steps == [(0, 2, "b"), (1, 2, "c")]
+    assert all(made.ready for made in registry.values())
+    assert list(kernels.warmup()) == []
+
+
+def test_every_kernel_is_registered_under_its_name():
+    assert set(jit._registry) >= {"multiply", "pack", "attend", "group_norm", "layer_norm", "activate", "geglu"}
+    assert all(name == made.name for name, made in jit._registry.items())
+
+
+def test_set_threads():
+    available = numba.config.NUMBA_NUM_THREADS
+    default = min(isa.physical_cores(), available)
+    try:
+        kernels.set_threads(0)
+        assert kernels.threads() == default
+        kernels.set_threads(1)
+        assert kernels.threads() == numba.get_num_threads() == 1
+        kernels.set_threads(10**6)
+        assert kernels.threads() == numba.get_num_threads() == available
+        kernels.set_threads(-3)
+        assert kernels.threads() == numba.get_num_threads() == default
+    finally:
+        kernels.set_threads(0)
+
+
+def test_kernels_run_in_several_threads_at_once():
+    """Scratch memory belongs to a thread; launches wait for each other."""
+    x, w, q = normal(0, 60, 100), normal(1, 90, 100), normal(2, 1, 50, 64)
+    expected = kernels.linear(x, w), kernels.attention(q, q, q, 4)
+    failures = []
+
+    def work():
+        try:
+            for _ in range(20):
+                assert_same_bits(kernels.linear(x, w), expected[0])
+                assert_same_bits(kernels.attention(q, q, q, 4), expected[1])
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures

@@ -1,0 +1,169 @@
+"""The slow, obvious NumPy twin of every function in ``kernels``.
+
+Every function computes in float64 and returns float32, so that what differs from a kernel is the kernel's rounding.
+Nothing is validated beyond what NumPy itself refuses. Weights may be float32, float16 or uint16 holding bfloat16 bits.
+The module has the names and signatures of ``kernels``, so a whole network runs on it in place of the kernels:
+``sys.modules["kernels"] = tests.reference`` before ``sd_numba`` is imported.
+"""
+
+import math
+
+import numpy as np
+
+__all__ = [
+    "attention",
+    "conv2d",
+    "geglu",
+    "gelu",
+    "gelu_tanh",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "matmul",
+    "pack_conv2d",
+    "pack_linear",
+    "quick_gelu",
+    "silu",
+    "widen",
+]
+
+
+def widen(w):
+    """Float32 copy of a float32, float16 or bfloat16 (uint16 bits) array."""
+    if w.dtype == np.uint16:  # the upper half of a float32
+        return (w.astype(np.uint32) << 16).view(np.float32)
+    return np.array(w, dtype=np.float32, order="C")
+
+
+def _f64(w):
+    return widen(w).astype(np.float64)
+
+
+def _store(result, out, accumulate=False):
+    """Round ``result`` to float32: into ``out``, onto ``out``, or as a new array."""
+    if accumulate:
+        result = result + out.astype(np.float64)
+    if out is None:
+        return np.ascontiguousarray(result, dtype=np.float32)
+    if out.shape != result.shape:
+        raise ValueError(f"out has shape {out.shape}, the result has {result.shape}")
+    out[...] = result
+    return out
+
+
+def pack_linear(w):
+    return w
+
+
+def pack_conv2d(w):
+    return w
+
+
+# ---------------------------------------------------------------------------------------------------------- products
+
+
+def matmul(a, b, *, out=None):
+    return _store(_f64(a) @ _f64(b), out)
+
+
+def linear(x, w, b=None, *, out=None, accumulate=False):
+    y = _f64(x) @ _f64(w).T
+    if b is not None:
+        y += _f64(b)
+    return _store(y, out, accumulate)
+
+
+def conv2d(x, w, b=None, stride=1, padding=1, *, upsample=False, out=None, accumulate=False):
+    """One product per tap of the filter: shift, multiply, add."""
+    if upsample:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+    rows, cols = (padding, padding) if isinstance(padding, int) else padding
+    rows, cols = (rows, rows) if isinstance(rows, int) else rows, (cols, cols) if isinstance(cols, int) else cols
+    x = np.pad(_f64(x), ((0, 0), rows, cols, (0, 0)))
+    w = _f64(w)
+    n, h, wd, _ = x.shape
+    c_out, _, kh, kw = w.shape
+    h_out, w_out = (h - kh) // stride + 1, (wd - kw) // stride + 1
+    y = np.zeros((n, h_out, w_out, c_out))
+    for i in range(kh):
+        for j in range(kw):
+            tap = x[:, i : i + (h_out - 1) * stride + 1 : stride, j : j + (w_out - 1) * stride + 1 : stride]
+            y += tap @ w[:, :, i, j].T
+    if b is not None:  # (c_out,) for all images or (n, c_out), one row an image
+        y += _f64(b).reshape(-1, 1, 1, c_out)
+    return _store(y, out, accumulate)
+
+
+# ------------------------------------------------------------------------------------------------------------- norms
+
+
+def group_norm(x, groups, weight, bias, eps=1e-5, silu=False, *, out=None):
+    n, c = x.shape[0], x.shape[-1]
+    g = _f64(x).reshape(n, -1, groups, c // groups)
+    mean = g.mean(axis=(1, 3), keepdims=True)
+    var = g.var(axis=(1, 3), keepdims=True)
+    y = ((g - mean) / np.sqrt(var + eps)).reshape(x.shape) * _f64(weight) + _f64(bias)
+    return _store(_silu(y) if silu else y, out)
+
+
+def layer_norm(x, weight, bias, eps=1e-5, *, out=None):
+    x = _f64(x)
+    mean = x.mean(axis=-1, keepdims=True)
+    var = x.var(axis=-1, keepdims=True)
+    return _store((x - mean) / np.sqrt(var + eps) * _f64(weight) + _f64(bias), out)
+
+
+# --------------------------------------------------------------------------------------------------------- attention
+
+
+def attention(q, k, v, heads, causal=False, *, out=None):
+    """softmax(q k^T / sqrt(d)) v in each head; causal: token i sees tokens 0 .. i."""
+    n, tq, c = q.shape
+    tk, d = k.shape[1], c // heads
+    q, k, v = (_f64(a).reshape(n, -1, heads, d).transpose(0, 2, 1, 3) for a in (q, k, v))
+    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(d)
+    if causal:
+        scores = np.where(np.tril(np.ones((tq, tk), dtype=bool)), scores, -np.inf)
+    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return _store((p @ v).transpose(0, 2, 1, 3).reshape(n, tq, c), out)
+
+
+# ------------------------------------------------------------------------------------------------------- activations
+
+
+def _sigmoid(x):
+    e = np.exp(-np.abs(x))  # never overflows
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+def _silu(x):
+    return x * _sigmoid(x)
+
+
+def _gelu(x):
+    erf = np.fromiter(map(math.erf, (x / math.sqrt(2.0)).ravel().tolist()), dtype=np.float64, count=x.size)
+    return 0.5 * x * (1.0 + erf.reshape(x.shape))
+
+
+def gelu(x, *, out=None):
+    return _store(_gelu(_f64(x)), out)
+
+
+def gelu_tanh(x, *, out=None):
+    x = _f64(x)
+    return _store(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))), out)
+
+
+def quick_gelu(x, *, out=None):
+    x = _f64(x)
+    return _store(x * _sigmoid(1.702 * x), out)
+
+
+def silu(x, *, out=None):
+    return _store(_silu(_f64(x)), out)
+
+
+def geglu(x, *, out=None):
+    value, gate = np.split(_f64(x), 2, axis=-1)
+    return _store(value * _gelu(gate), out)
