@@ -1,0 +1,267 @@
+"""Samplers against diffusers' schedulers (golden file), and against what must hold of any sampler."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from sd_numba.errors import InputError, ModelError
+from sd_numba.noise import TorchNoise
+from sd_numba.samplers import (
+    DISPLAY_NAMES,
+    SAMPLER_NAMES,
+    canonical_sampler_name,
+    make_sampler,
+    sampler_name_from_config,
+)
+from sd_numba.samplers.base import Sampler, space_timesteps
+from tests.golden.make_samplers import CLASSES, CONFIGS, ETA, GOLDEN, SEED, SHAPE, toy_network
+
+# diffusers computes in float32; sigmas of 4096 (zero terminal SNR) cancel there to four digits.
+TOLERANCE, ZERO_SNR_TOLERANCE = 3e-5, 1e-3
+
+
+def golden_runs():
+    with np.load(GOLDEN) as file:
+        arrays = dict(file)
+    starts = 0
+    runs: dict[tuple[str, str], list] = {}
+    for k, (sampler, config, steps, calls) in enumerate(json.loads(arrays["index"].tobytes())):
+        timesteps = arrays["timesteps"][starts : starts + calls]
+        starts += calls
+        runs.setdefault((sampler, config), []).append((steps, timesteps, arrays["start"][k], arrays["latents"][k]))
+    return runs
+
+
+GOLDEN_RUNS = golden_runs()
+
+
+def run(sampler: Sampler, steps: int, network=toy_network, shape=SHAPE, seed=SEED) -> list[np.ndarray]:
+    noise = TorchNoise(seed)
+
+    def normal() -> np.ndarray:
+        return noise.normal(shape)
+
+    plan = sampler.plan(steps)
+    x, history, latents = plan.init_noise_sigma * normal(), None, []
+    for i in range(len(plan)):
+        output = network(sampler.scale_model_input(x, plan, i), plan.timesteps[i])
+        x, history = sampler.step(output, x, plan, i, history, normal)
+        latents.append(x)
+    return latents
+
+
+@pytest.mark.parametrize(("name", "config"), GOLDEN_RUNS, ids="-".join)
+def test_golden(name, config):
+    eta = ETA if name == "ddim-eta" else 0.0
+    sampler = make_sampler(name.removesuffix("-eta"), CONFIGS[config], eta)
+    tolerance = ZERO_SNR_TOLERANCE if config == "zero_snr" else TOLERANCE
+    for steps, timesteps, start, expected in GOLDEN_RUNS[name, config]:
+        plan = sampler.plan(steps)
+        np.testing.assert_allclose(plan.timesteps, timesteps, rtol=0, atol=1e-3)
+        assert plan.init_noise_sigma == pytest.approx(start, rel=1e-6)
+        latents = run(sampler, steps)
+        for found, wanted in zip((latents[(len(plan) - 1) // 2], latents[-1]), expected, strict=True):
+            assert found.dtype == np.float32
+            assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max(), steps
+
+
+def test_golden_covers_every_sampler():
+    assert {name for name, _ in GOLDEN_RUNS} == {*SAMPLER_NAMES, "ddim-eta"}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+def test_any_number_of_steps(name, spacing):
+    """From 1 to all 1000, also where diffusers fails or gives NaN: 61 trailing, 999 and 1000 leading and linspace."""
+    sampler = make_sampler(name, {**CONFIGS["sd15"], "timestep_spacing": spacing, "skip_prk_steps": False})
+    for steps in (1, 2, 3, 61, 999, 1000):
+        plan = sampler.plan(steps)
+        assert len(plan.sigmas) == len(plan) + 1
+        assert plan.timesteps.min() >= 0
+        assert plan.timesteps.max() <= 1000
+        assert np.isfinite(run(sampler, steps)[-1]).all()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, "20", None, True])
+@pytest.mark.parametrize("name", ["pndm", "euler", "dpm++2m", "lcm"])
+def test_bad_number_of_steps(name, steps):
+    with pytest.raises(InputError, match="from 1 to 1000"):
+        make_sampler(name, CONFIGS["sd15"]).plan(steps)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLER_NAMES if name != "lcm"])
+def test_gaussian_data(name):
+    """With the exact network for pictures of mean 0.7 and deviation 0.4, samples have that mean and deviation."""
+    mean, deviation, shape = 0.7, 0.4, (1, 4, 64, 64)
+    sampler = make_sampler(name, CONFIGS["sd15"])
+    plan = sampler.plan(100)
+    noise = TorchNoise(3)
+    x, history = plan.init_noise_sigma * noise.normal(shape), None
+    for i in range(len(plan)):
+        alpha = 1 / np.sqrt(1 + float(plan.sigmas[i]) ** 2)
+        sigma = float(plan.sigmas[i]) * alpha
+        scaled = sampler.scale_model_input(x, plan, i)
+        output = sigma * (scaled - alpha * mean) / (alpha**2 * deviation**2 + sigma**2)
+        x, history = sampler.step(output.astype(np.float32), x, plan, i, history, lambda: noise.normal(shape))
+    assert x.mean() == pytest.approx(mean, abs=0.03)
+    assert x.std() == pytest.approx(deviation, abs=0.03)
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+def test_stateless(name):
+    sampler = make_sampler(name, CONFIGS["sd15"])
+    first, second = run(sampler, 5), run(sampler, 5)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+def test_batch_is_independent(name):
+    """Each entry of a batch comes out as it would alone."""
+    sampler = make_sampler(name, {**CONFIGS["sd15"], "thresholding": True, "sample_max_value": 2.0})
+    noise = TorchNoise(0).normal((2, *SHAPE[1:]))
+    plan = sampler.plan(4)
+
+    def last(start: np.ndarray) -> np.ndarray:
+        x, history = plan.init_noise_sigma * start, None
+        for i in range(len(plan)):
+            output = np.sin(sampler.scale_model_input(x, plan, i) + plan.timesteps[i] / 300).astype(np.float32)
+            x, history = sampler.step(output, x, plan, i, history, lambda: start)
+        return x
+
+    np.testing.assert_allclose(last(noise)[1:], last(noise[1:]), rtol=1e-6, atol=1e-7)
+
+
+def test_plans_are_quick():
+    start = time.perf_counter()
+    for name in SAMPLER_NAMES:
+        make_sampler(name, CONFIGS["sd15"]).plan(1000)
+    assert time.perf_counter() - start < 2
+
+
+def test_calls_of_the_network():
+    def calls(name: str, steps: int, **config) -> int:
+        return len(make_sampler(name, {**CONFIGS["sd15"], **config}).plan(steps))
+
+    assert [calls("ddim", n) for n in (1, 20)] == [1, 20]
+    assert [calls("pndm", n) for n in (1, 2, 20)] == [1, 3, 21]
+    assert [calls("pndm", n, skip_prk_steps=False) for n in (3, 4, 20)] == [4, 13, 29]
+    assert [calls("heun", n) for n in (1, 2, 20)] == [1, 3, 39]
+
+
+def test_sd15_timesteps():
+    """Facts of Stable Diffusion 1.5 at 20 steps."""
+
+    def plan(name: str):
+        return make_sampler(name, CONFIGS["sd15"]).plan(20)
+
+    assert plan("ddim").timesteps[[0, 1, -1]].tolist() == [951, 901, 1]
+    assert plan("pndm").timesteps[[0, 1, 2, -1]].tolist() == [951, 901, 901, 1]
+    assert plan("euler").timesteps[[0, -1]].tolist() == [999, 0]
+    assert plan("euler").sigmas[0] == pytest.approx(14.6146, abs=1e-4)
+    assert plan("euler").init_noise_sigma == pytest.approx(14.6146, abs=1e-4)
+    assert plan("dpm++2m").timesteps[[0, 1, -1]].tolist() == [999, 949, 50]
+    assert plan("dpm++2m-karras").sigmas[[0, -2]] == pytest.approx([14.6146, 0.0292], abs=1e-4)
+    assert plan("lcm").timesteps[[0, -1]].tolist() == [999, 59]
+
+
+def test_spacings():
+    assert space_timesteps("leading", 4, 1000, 1).tolist() == [751, 501, 251, 1]
+    assert space_timesteps("trailing", 4, 1000, 1).tolist() == [999, 749, 499, 249]
+    assert space_timesteps("linspace", 4, 1000).tolist() == [999, 666, 333, 0]
+    assert space_timesteps("linspace", 3, 1000, skip_end=True).tolist() == [999, 666, 333]
+    assert space_timesteps("linspace", 3, 1000, skip_end=True, last=901).tolist() == [900, 600, 300]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("euler_a", "euler-a"),
+        ("Euler a", "euler-a"),
+        ("k_euler_ancestral", "euler-a"),
+        ("PLMS", "pndm"),
+        ("DPM++ 2M Karras", "dpm++2m-karras"),
+        ("dpmpp_2m_sde_exponential", "dpm++2m-sde-exponential"),
+        ("k_lms", "lms"),
+        ("UniPC", "unipc"),
+        ("DPM++ 2M SDE", "dpm++2m-sde"),
+        *((name, name) for name in SAMPLER_NAMES),
+    ],
+)
+def test_spellings(spelling, name):
+    assert canonical_sampler_name(spelling) == name
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match=r"did you mean 'euler-a'.*ddpm, ddim, pndm"):
+        make_sampler("eulr a", CONFIGS["sd15"])
+    for name in ("", "euler-a-karras", "ddim-karras", "dpm3"):
+        with pytest.raises(InputError, match="unknown sampler"):
+            make_sampler(name, CONFIGS["sd15"])
+
+
+def test_display_names():
+    assert DISPLAY_NAMES["dpm++2m-karras"] == ("DPM++ 2M", "Karras")
+    assert DISPLAY_NAMES["euler-a"] == ("Euler a", "Automatic")
+    assert set(DISPLAY_NAMES) == set(SAMPLER_NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("ddim-eta", "dpm++2m-sde")])
+def test_name_from_config(name):
+    assert sampler_name_from_config({"_class_name": CLASSES[name]}) == name
+
+
+def test_name_from_config_with_options():
+    dpm = {"_class_name": "DPMSolverMultistepScheduler"}
+    assert sampler_name_from_config({**dpm, "use_karras_sigmas": True}) == "dpm++2m-karras"
+    assert sampler_name_from_config({**dpm, "algorithm_type": "sde-dpmsolver++"}) == "dpm++2m-sde"
+    unipc = {"_class_name": "UniPCMultistepScheduler", "use_exponential_sigmas": True}
+    assert sampler_name_from_config(unipc) == "unipc-exponential"
+    assert sampler_name_from_config({"_class_name": "DDIMScheduler", "use_karras_sigmas": True}) == "ddim"
+
+
+@pytest.mark.parametrize("config", [{}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}])
+def test_unsupported_class(config):
+    with pytest.raises(ModelError, match=r"_class_name.*DDIMScheduler.*PNDMScheduler"):
+        sampler_name_from_config(config)
+
+
+def test_config_decides_without_suffix():
+    karras = {**CONFIGS["sd15"], "use_karras_sigmas": True}
+    plain, spaced = make_sampler("euler", karras).plan(9), make_sampler("euler-karras", CONFIGS["sd15"]).plan(9)
+    np.testing.assert_array_equal(plain.sigmas, spaced.sigmas)
+    exponential = make_sampler("euler-exponential", karras).plan(9)
+    expected = make_sampler("euler-exponential", CONFIGS["sd15"]).plan(9)
+    np.testing.assert_array_equal(exponential.sigmas, expected.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ddim", {"prediction_type": "flow_prediction"}),
+        ("ddim", {"beta_schedule": "sigmoid"}),
+        ("ddim", {"beta_end": 2.0}),
+        ("ddim", {"num_train_timesteps": "many"}),
+        ("ddim", {"trained_betas": [0.1, 0.2, "x"]}),
+        ("ddim", {"timestep_spacing": "sideways"}),
+        ("ddim", {"steps_offset": -1}),
+        ("ddpm", {"variance_type": "learned_range"}),
+        ("euler", {"use_beta_sigmas": True}),
+        ("euler", {"timestep_type": "continuous"}),
+        ("dpm++2m", {"use_flow_sigmas": True}),
+        ("dpm++2m", {"solver_order": 7}),
+        ("unipc", {"predict_x0": False}),
+        ("unipc", {"disable_corrector": 3}),
+    ],
+)
+def test_unsupported_values(name, config):
+    with pytest.raises(ModelError, match=next(iter(config))):
+        make_sampler(name, {**CONFIGS["sd15"], **config})
+
+
+@pytest.mark.parametrize("eta", [-0.1, float("nan"), float("inf")])
+def test_bad_eta(eta):
+    with pytest.raises(InputError, match="eta"):
+        make_sampler("ddim", CONFIGS["sd15"], eta)
