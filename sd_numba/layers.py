@@ -1,0 +1,172 @@
+"""Layers: a kernel bound to its weight.
+
+Every layer takes the source of the weights and the prefix of its tensors' names, so that building a network is a walk
+over prefixes. A weight stays the view that ``weights.take`` gives, in the dtype stored in the file, unless
+``weights.packed`` asks for packed copies. Biases and norm weights are widened to float32 once: they are small.
+
+Activations are float32, C-contiguous, channels last: ``(n, h, w, c)`` or ``(n, t, c)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+import kernels
+
+from .errors import InputError
+
+Padding = int | tuple[tuple[int, int], tuple[int, int]]
+
+
+class WeightSource(Protocol):
+    """Where layers take their weights from: ``Weights``, or ``ShapeRecorder`` which holds none."""
+
+    packed: bool
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Give the tensor of this name, which must have this shape."""
+        ...
+
+
+def take_vector(weights: WeightSource, name: str, c: int) -> np.ndarray:
+    """Float32 copy of a bias or norm weight of shape ``(c,)``."""
+    return kernels.widen(weights.take(name, (c,)))
+
+
+class Linear:
+    """``x (..., k) -> x @ weight.T + bias (..., n)``.
+
+    Parameters
+    ----------
+    weights : WeightSource
+        Holds ``<prefix>.weight (n, k)`` and, if ``bias``, ``<prefix>.bias (n,)``.
+    prefix : str
+    k, n : int
+        Widths of the input and of the output.
+    bias : bool
+    as_conv : bool
+        The weight is stored as that of a 1x1 convolution, ``(n, k, 1, 1)``.
+    """
+
+    def __init__(
+        self, weights: WeightSource, prefix: str, k: int, n: int, bias: bool = True, as_conv: bool = False
+    ) -> None:
+        w = weights.take(f"{prefix}.weight", (n, k, 1, 1) if as_conv else (n, k)).reshape(n, k)
+        self.weight: Any = kernels.pack_linear(w) if weights.packed else w
+        self.bias = take_vector(weights, f"{prefix}.bias", n) if bias else None
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, accumulate: bool = False) -> np.ndarray:
+        """Apply the layer; ``accumulate`` adds the result to ``out``."""
+        return kernels.linear(x, self.weight, self.bias, out=out, accumulate=accumulate)
+
+
+class Conv2d:
+    """``x (n, h, w, c_in) -> (n, h', w', c_out)``.
+
+    Parameters
+    ----------
+    weights : WeightSource
+        Holds ``<prefix>.weight (c_out, c_in, kernel, kernel)`` and ``<prefix>.bias (c_out,)``.
+    prefix : str
+    c_in, c_out : int
+    kernel, stride : int
+    padding : int or ((top, bottom), (left, right)), optional
+        By default the padding that keeps the size at stride 1.
+    """
+
+    def __init__(
+        self,
+        weights: WeightSource,
+        prefix: str,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: Padding | None = None,
+    ) -> None:
+        w = weights.take(f"{prefix}.weight", (c_out, c_in, kernel, kernel))
+        self.weight: Any = kernels.pack_conv2d(w) if weights.packed else w
+        self.bias = take_vector(weights, f"{prefix}.bias", c_out)
+        self.stride = stride
+        self.padding = (kernel - 1) // 2 if padding is None else padding
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        *,
+        bias: np.ndarray | None = None,
+        upsample: bool = False,
+        out: np.ndarray | None = None,
+        accumulate: bool = False,
+    ) -> np.ndarray:
+        """Apply the layer.
+
+        ``bias (n, c_out)`` replaces the layer's own, one row an image; ``upsample`` reads ``x`` as if enlarged 2x by
+        nearest neighbour; ``accumulate`` adds the result to ``out``.
+        """
+        b = self.bias if bias is None else bias
+        return kernels.conv2d(
+            x, self.weight, b, self.stride, self.padding, upsample=upsample, out=out, accumulate=accumulate
+        )
+
+
+class GroupNorm:
+    """Group normalisation over ``x (n, h, w, c)`` or ``(n, t, c)``, followed by SiLU if ``silu``."""
+
+    def __init__(
+        self, weights: WeightSource, prefix: str, groups: int, c: int, eps: float = 1e-5, silu: bool = False
+    ) -> None:
+        self.weight = take_vector(weights, f"{prefix}.weight", c)
+        self.bias = take_vector(weights, f"{prefix}.bias", c)
+        self.groups, self.eps, self.silu = groups, eps, silu
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Apply the layer; ``out`` may be ``x`` itself."""
+        return kernels.group_norm(x, self.groups, self.weight, self.bias, self.eps, self.silu, out=out)
+
+
+class LayerNorm:
+    """Layer normalisation over the last axis of ``x (..., c)``."""
+
+    def __init__(self, weights: WeightSource, prefix: str, c: int, eps: float = 1e-5) -> None:
+        self.weight = take_vector(weights, f"{prefix}.weight", c)
+        self.bias = take_vector(weights, f"{prefix}.bias", c)
+        self.eps = eps
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Apply the layer."""
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps, out=out)
+
+
+class Embedding:
+    """Rows of ``<prefix>.weight (count, c)``, widened to float32 as they are looked up."""
+
+    def __init__(self, weights: WeightSource, prefix: str, count: int, c: int) -> None:
+        self.weight = weights.take(f"{prefix}.weight", (count, c))
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """Look up ``ids (...)``, integers below ``count``, giving ``(..., c)``."""
+        return kernels.widen(self.weight[ids])
+
+
+def to_nhwc(x: np.ndarray, c: int, what: str) -> np.ndarray:
+    """Take ``x (b, c, h, w)`` from the public boundary inside, as a float32 copy ``(b, h, w, c)``.
+
+    Raises
+    ------
+    InputError
+        ``x`` is not a real array of that shape; ``what`` names it.
+    """
+    x = np.asarray(x)
+    if x.ndim != 4 or x.shape[1] != c or 0 in x.shape:
+        raise InputError(f"{what}: found shape {x.shape}, expected (batch, {c}, height, width)")
+    if x.dtype.kind not in "fiu":
+        raise InputError(f"{what}: found dtype {x.dtype}, expected float32")
+    return np.array(x.transpose(0, 2, 3, 1), dtype=np.float32, order="C")
+
+
+def to_nchw(x: np.ndarray) -> np.ndarray:
+    """Take ``x (b, h, w, c)`` outside, as ``(b, c, h, w)``."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))

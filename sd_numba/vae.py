@@ -1,0 +1,293 @@
+"""The autoencoder between pictures and latents.
+
+The KL-regularised autoencoder of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022).
+Attribute names follow the tensors' names in diffusers' ``AutoencoderKL``. Inside, activations are ``(n, h, w, c)``.
+
+At full size the activations are what fills memory (512 x 512 x 256 values are 268 MB), so every block may overwrite its
+input, a residual sum is made by the layer that computes its last term, and pictures are taken one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import kernels
+
+from .config import MAX_LAYERS, ConfigReader
+from .errors import InputError
+from .layers import Conv2d, GroupNorm, Linear, WeightSource, to_nchw, to_nhwc
+
+EPS = 1e-6  # of every group norm
+
+# Features of other families that would change the result: key -> the values that mean "not used".
+UNUSED: dict[str, tuple[Any, ...]] = {
+    "_class_name": ("AutoencoderKL",),
+    "act_fn": ("silu", "swish"),
+    "down_block_types": ("DownEncoderBlock2D",),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "shift_factor": (None, 0),
+    "up_block_types": ("UpDecoderBlock2D",),
+}
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Shape of the autoencoder. Names and defaults are those of diffusers' ``AutoencoderKL``."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    sample_size: int = 32
+    scaling_factor: float = 0.18215
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VaeConfig:
+        """Read a parsed ``config.json``; keys that do not matter are ignored.
+
+        Raises
+        ------
+        ModelError
+            A value has the wrong type or is not supported.
+        """
+        read = ConfigReader(values, "vae")
+        for key, supported in UNUSED.items():
+            read.only(key, *supported)
+        config = cls(
+            in_channels=read.integer("in_channels", cls.in_channels),
+            out_channels=read.integer("out_channels", cls.out_channels),
+            latent_channels=read.integer("latent_channels", cls.latent_channels),
+            block_out_channels=read.integers("block_out_channels", cls.block_out_channels),
+            layers_per_block=read.integer("layers_per_block", cls.layers_per_block, maximum=MAX_LAYERS),
+            norm_num_groups=read.integer("norm_num_groups", cls.norm_num_groups),
+            sample_size=read.square("sample_size", cls.sample_size),
+            scaling_factor=read.number("scaling_factor", cls.scaling_factor),
+            use_quant_conv=read.flag("use_quant_conv", cls.use_quant_conv),
+            use_post_quant_conv=read.flag("use_post_quant_conv", cls.use_post_quant_conv),
+            mid_block_add_attention=read.flag("mid_block_add_attention", cls.mid_block_add_attention),
+        )
+        if any(c % config.norm_num_groups for c in config.block_out_channels):
+            channels = list(config.block_out_channels)
+            read.fail("norm_num_groups", f"a divisor of every one of block_out_channels {channels}")
+        if not config.scaling_factor > 0:
+            read.fail("scaling_factor", "a number above 0")
+        for key in ("down_block_types", "up_block_types"):
+            if len(values.get(key) or config.block_out_channels) != len(config.block_out_channels):
+                read.fail(key, f"{len(config.block_out_channels)} of them, as many as block_out_channels")
+        return config
+
+
+class ResnetBlock:
+    """Two convolutions around a shortcut."""
+
+    def __init__(self, weights: WeightSource, prefix: str, c_in: int, c_out: int, groups: int) -> None:
+        self.norm1 = GroupNorm(weights, f"{prefix}.norm1", groups, c_in, EPS, silu=True)
+        self.conv1 = Conv2d(weights, f"{prefix}.conv1", c_in, c_out)
+        self.norm2 = GroupNorm(weights, f"{prefix}.norm2", groups, c_out, EPS, silu=True)
+        self.conv2 = Conv2d(weights, f"{prefix}.conv2", c_out, c_out)
+        same = c_in == c_out
+        self.conv_shortcut = None if same else Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)``; ``x`` is overwritten."""
+        if self.conv_shortcut is None:
+            residual, h = x, self.norm1(x)
+        else:
+            residual, h = self.conv_shortcut(x), self.norm1(x, out=x)
+        h = self.conv1(h)
+        h = self.norm2(h, out=h)
+        return self.conv2(h, out=residual, accumulate=True)
+
+
+class Attention:
+    """Attention of every pixel to every other, with one head."""
+
+    def __init__(self, weights: WeightSource, prefix: str, c: int, groups: int) -> None:
+        self.group_norm = GroupNorm(weights, f"{prefix}.group_norm", groups, c, EPS)
+        self.to_q = Linear(weights, f"{prefix}.to_q", c, c)
+        self.to_k = Linear(weights, f"{prefix}.to_k", c, c)
+        self.to_v = Linear(weights, f"{prefix}.to_v", c, c)
+        self.to_out = Linear(weights, f"{prefix}.to_out.0", c, c)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Add the attention within ``x (n, h, w, c)`` to ``x`` itself."""
+        n, h, w, c = x.shape
+        stream = x.reshape(n, h * w, c)
+        normed = self.group_norm(stream)
+        found = kernels.attention(self.to_q(normed), self.to_k(normed), self.to_v(normed), 1)
+        self.to_out(found, out=stream, accumulate=True)
+        return x
+
+
+class MidBlock:
+    """Residual block, attention (in most models), residual block at the smallest size."""
+
+    def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
+        c, groups = config.block_out_channels[-1], config.norm_num_groups
+        self.blocks: list[Callable[[np.ndarray], np.ndarray]] = [
+            ResnetBlock(weights, f"{prefix}.resnets.0", c, c, groups),
+            ResnetBlock(weights, f"{prefix}.resnets.1", c, c, groups),
+        ]
+        if config.mid_block_add_attention:
+            self.blocks.insert(1, Attention(weights, f"{prefix}.attentions.0", c, groups))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``, which is overwritten."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Encoder:
+    """Picture to the mean and log-variance of its latents."""
+
+    def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.in_channels, channels[0])
+        self.down_blocks: list[Callable[[np.ndarray], np.ndarray]] = []
+        c_in = channels[0]
+        for level, c in enumerate(channels):
+            block = f"{prefix}.down_blocks.{level}"
+            for i in range(config.layers_per_block):
+                self.down_blocks.append(ResnetBlock(weights, f"{block}.resnets.{i}", c if i else c_in, c, groups))
+            if level < len(channels) - 1:
+                halve = Conv2d(weights, f"{block}.downsamplers.0.conv", c, c, stride=2, padding=((0, 1), (0, 1)))
+                self.down_blocks.append(halve)
+            c_in = c
+        self.mid_block = MidBlock(weights, f"{prefix}.mid_block", config)
+        self.conv_norm_out = GroupNorm(weights, f"{prefix}.conv_norm_out", groups, channels[-1], EPS, silu=True)
+        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[-1], 2 * config.latent_channels)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Give ``(n, h / f, w / f, 2 * latent_channels)`` for ``x (n, h, w, in_channels)``."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(self.conv_norm_out(x, out=x))
+
+
+class UpBlock:
+    """One level of the decoder: residual blocks, then (but for the last level) an enlargement."""
+
+    def __init__(self, weights: WeightSource, prefix: str, level: int, config: VaeConfig) -> None:
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        c, c_in = channels[level], channels[min(level + 1, len(channels) - 1)]
+        self.resnets = [
+            ResnetBlock(weights, f"{prefix}.resnets.{i}", c if i else c_in, c, groups)
+            for i in range(config.layers_per_block + 1)
+        ]
+        self.upsample = Conv2d(weights, f"{prefix}.upsamplers.0.conv", c, c) if level else None
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Give the level's output for ``x (n, h, w, c_in)``, which is overwritten."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.upsample is None else self.upsample(x, upsample=True)
+
+
+class Decoder:
+    """Latents to picture."""
+
+    def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
+        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.latent_channels, channels[-1])
+        self.mid_block = MidBlock(weights, f"{prefix}.mid_block", config)
+        self.up_blocks = [UpBlock(weights, f"{prefix}.up_blocks.{i}", last - i, config) for i in range(last + 1)]
+        self.conv_norm_out = GroupNorm(
+            weights, f"{prefix}.conv_norm_out", config.norm_num_groups, channels[0], EPS, silu=True
+        )
+        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[0], config.out_channels)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Give ``(n, f * h, f * w, out_channels)`` for ``x (n, h, w, latent_channels)``."""
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(self.conv_norm_out(x, out=x))
+
+
+class Vae:
+    """The autoencoder of Stable Diffusion.
+
+    Parameters
+    ----------
+    weights : WeightSource
+        Tensors named as in diffusers.
+    config : VaeConfig
+
+    Attributes
+    ----------
+    factor : int
+        How many times smaller than pictures latents are, on each side.
+    """
+
+    def __init__(self, weights: WeightSource, config: VaeConfig) -> None:
+        self.config = config
+        self.factor = 2 ** (len(config.block_out_channels) - 1)
+        c = config.latent_channels
+        self.encoder = Encoder(weights, "encoder", config)
+        self.decoder = Decoder(weights, "decoder", config)
+        self.quant_conv = Linear(weights, "quant_conv", 2 * c, 2 * c, as_conv=True) if config.use_quant_conv else None
+        self.post_quant_conv = None
+        if config.use_post_quant_conv:
+            self.post_quant_conv = Linear(weights, "post_quant_conv", c, c, as_conv=True)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Decode latents to pictures.
+
+        Parameters
+        ----------
+        latents : float array ``(b, latent_channels, h, w)``
+            Unscaled, that is, already divided by ``config.scaling_factor``.
+
+        Returns
+        -------
+        float32 array ``(b, out_channels, factor * h, factor * w)``
+            About -1 .. 1, not clipped.
+
+        Raises
+        ------
+        InputError
+            ``latents`` has another shape.
+        """
+        x = to_nhwc(latents, self.config.latent_channels, "latents")
+        if self.post_quant_conv is not None:
+            x = self.post_quant_conv(x)
+        return np.concatenate([to_nchw(self.decoder(x[i : i + 1])) for i in range(len(x))])
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """Encode pictures to the mean of their latents.
+
+        Parameters
+        ----------
+        image : float array ``(b, in_channels, h, w)``
+            In -1 .. 1, at least ``factor`` pixels on each side.
+
+        Returns
+        -------
+        float32 array ``(b, latent_channels, h // factor, w // factor)``
+            Unscaled.
+
+        Raises
+        ------
+        InputError
+            ``image`` has another shape or is too small.
+        """
+        x = to_nhwc(image, self.config.in_channels, "image")
+        if min(x.shape[1:3]) < self.factor:
+            raise InputError(f"image: found {x.shape[1]} x {x.shape[2]} pixels, expected at least {self.factor} a side")
+        moments = np.concatenate([self.encoder(x[i : i + 1]) for i in range(len(x))])
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        return to_nchw(moments[..., : self.config.latent_channels])

@@ -1,0 +1,186 @@
+"""Make the golden files of the networks, the tokenizer and whole pictures with diffusers and transformers.
+
+For developers only; the tests need neither. From the repository's root, in an environment of its own:
+
+    pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 tokenizers numpy safetensors
+    python tests/golden/make_golden.py [CASE ...]
+
+Networks run in float64 (over weights rounded to float32), so that what is stored is exact to the last float32 digit
+and a test measures the error of our side alone. Samplers run as diffusers runs them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+# After transformers: it would take our ``kernels`` for the package of that name on PyPI, and import it to make sure,
+# which fails where Numba is not installed.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bench.make_random_model import random_tensor, write_tokenizer  # noqa: E402
+from tests.golden.cases import CASES, EMBEDDED, GOLDEN, PROMPTS, SAMPLERS, TOKENIZERS, Case  # noqa: E402
+
+
+def fill(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
+    """Give a module the random weights of its tensors' names, in float64."""
+    state = {
+        name: torch.from_numpy(random_tensor(prefix + name, tuple(tensor.shape))).double()
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("position_ids")
+    }
+    module.double().load_state_dict(state)
+    return module.eval()
+
+
+def networks(case: Case) -> dict[str, Any]:
+    """The three random networks of a case."""
+    text_encoder = CLIPTextModel(CLIPTextConfig(**case.text_encoder))
+    # Newer versions of transformers leave the prefix out.
+    prefix = "" if next(iter(text_encoder.state_dict())).startswith("text_model.") else "text_model."
+    return {
+        "text_encoder": fill(text_encoder, prefix),
+        "unet": fill(diffusers.UNet2DConditionModel.from_config(case.unet)),
+        "vae": fill(diffusers.AutoencoderKL.from_config(case.vae)),
+    }
+
+
+def run_networks(case: Case, parts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What each network makes of the case's inputs."""
+    text_encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
+    sample, context = torch.from_numpy(case.sample()).double(), torch.from_numpy(case.context()).double()
+    results = {
+        "text_encoder": text_encoder(torch.from_numpy(case.ids())).last_hidden_state,
+        "vae_decode": vae.decode(torch.from_numpy(case.latents()).double()).sample,
+        "vae_encode": vae.encode(torch.from_numpy(case.image()).double()).latent_dist.mean,
+    }
+    for timestep in case.timesteps:
+        results[f"unet_{timestep}"] = unet(sample, torch.tensor(timestep), context).sample
+    return results
+
+
+def pipeline(parts: dict[str, Any], tokenizer: Any, scheduler_config: dict[str, Any], sampler: str) -> Any:
+    """A pipeline of diffusers with the scheduler of that name."""
+    name, options = SAMPLERS[sampler]
+    scheduler = getattr(diffusers, name).from_config(scheduler_config, **options)
+    written = dict(scheduler.config)
+    pipe = diffusers.StableDiffusionPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    # The pipeline changes a steps_offset of 0 to 1, and clip_sample to false; here, what is written holds.
+    scheduler.register_to_config(**written)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents to pictures ``(b, h, w, 3)`` in [0, 1], as the pipeline does it."""
+    image = vae.decode(latents / vae.config.scaling_factor).sample
+    return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def run_pipelines(case: Case, parts: dict[str, Any], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Final latents of every sampler of a case, and the pictures of the first."""
+    results = {}
+    for sampler in case.samplers:
+        results[f"latents_{sampler}"] = pipeline(parts, tokenizer, case.scheduler, sampler)(
+            list(case.prompts),
+            negative_prompt=[case.negative_prompt] * len(case.prompts),
+            latents=torch.from_numpy(case.noise()).double(),
+            num_inference_steps=case.steps,
+            guidance_scale=case.guidance_scale,
+            output_type="latent",
+        ).images
+    results["images"] = decode(parts["vae"], results[f"latents_{case.samplers[0]}"])
+    return results
+
+
+def make_case(case: Case) -> None:
+    """Write the golden file of a miniature model."""
+    parts = networks(case)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder) / "tokenizer", case.text_encoder["vocab_size"], case.pad_token)
+        tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+    save(case.path, run_networks(case, parts) | run_pipelines(case, parts, tokenizer))
+
+
+def make_embedded() -> None:
+    """Write the golden file of the embedded model: torch's own noise, its own tokenizer."""
+    folder = EMBEDDED.folder
+    parts = {
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder").double().eval(),
+        "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").double().eval(),
+        "vae": diffusers.AutoencoderKL.from_pretrained(folder / "vae").double().eval(),
+    }
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    size = parts["unet"].config.sample_size
+    ids = tokenizer([EMBEDDED.prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    results = {"text_encoder": parts["text_encoder"](ids).last_hidden_state}
+    for sampler in EMBEDDED.samplers:
+        # In float32, as a float64 generator draws other numbers.
+        noise = torch.randn((1, 4, size, size), generator=torch.Generator().manual_seed(EMBEDDED.seed))
+        results[f"latents_{sampler}"] = pipeline(parts, tokenizer, config, sampler)(
+            EMBEDDED.prompt,
+            negative_prompt=EMBEDDED.negative_prompt,
+            latents=noise.double(),
+            num_inference_steps=EMBEDDED.steps,
+            guidance_scale=EMBEDDED.guidance_scale,
+            output_type="latent",
+        ).images
+    results["images"] = decode(parts["vae"], results[f"latents_{EMBEDDED.samplers[0]}"])
+    save(EMBEDDED.path, results)
+
+
+def make_tokenizer() -> None:
+    """Write the ids of all prompts by every tokenizer."""
+    results = {}
+    for name, tokenizer in TOKENIZERS.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            reference = CLIPTokenizer.from_pretrained(tokenizer.write(Path(scratch)))
+        ids = reference(list(PROMPTS), padding="max_length", truncation=True, max_length=77).input_ids
+        results[name] = np.array(ids, np.uint16)
+    path = GOLDEN / "tokenizer.npz"
+    np.savez_compressed(path, **results)
+    print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+def save(path: Path, results: dict[str, torch.Tensor]) -> None:
+    """Write arrays in float32."""
+    for name, value in results.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path.stem}: {name} is not finite")
+        print(f"{path.stem:14} {name:28} {tuple(value.shape)!s:20} rms {value.square().mean().sqrt():.3f}")
+    np.savez_compressed(path, **{name: value.float().numpy() for name, value in results.items()})
+    print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+def main() -> None:
+    """Make the files named on the command line, or all."""
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    diffusers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers finds the models too small
+    makers = {case.name: lambda case=case: make_case(case) for case in CASES}
+    makers |= {"embedded": make_embedded, "tokenizer": make_tokenizer}
+    for name in sys.argv[1:] or makers:
+        makers[name]()
+
+
+if __name__ == "__main__":
+    main()
