@@ -1,0 +1,76 @@
+"""Times and memory of the networks at full size: ``python -m bench.bench_pipeline FOLDER [--runs 5]``.
+
+FOLDER is a Stable Diffusion 1.5 model; `bench/make_random_model.py` makes one with random weights. Each network runs
+once to warm up, then in turn with the others; the table gives medians, the share of the peak that was measured in the
+same run, and what the process holds in memory, its own and mapped from files apart.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+import kernels
+from bench.peak import measure_peak
+from sd_numba import StableDiffusionPipeline
+from sd_numba.profiler import profile, table
+
+
+def memory() -> str:
+    """Return what the process holds in memory now, and the most that it ever held."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    megabytes = {name: int(value.split()[0]) / 1024 for name, value in fields.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    resident, anonymous = megabytes["Rss"], megabytes["Anonymous"]
+    return f"anonymous {anonymous:.0f} MB, file-backed {resident - anonymous:.0f} MB, peak resident {peak:.0f} MB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times and memory of the networks at full size.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--size", type=int, default=512, help="pixels on each side")
+    parser.add_argument("--weights", choices=["auto", "mmap", "packed"], default="auto")
+    arguments = parser.parse_args()
+
+    pipe = StableDiffusionPipeline.from_pretrained(arguments.folder, weights=arguments.weights)
+    for index, total, name in kernels.warmup():
+        print(f"compiling kernel {index + 1} of {total}: {name}")
+    random = np.random.default_rng(0)
+    side = arguments.size // pipe.vae.factor
+    latents = random.standard_normal((2, 4, side, side), np.float32)
+    ids = pipe.tokenizer(["a cat on a beach", ""])
+    context = pipe.unet.encode_context(pipe.text_encoder(ids))
+    work = {
+        "text encoder, 2x77": lambda: pipe.text_encoder(ids),
+        f"UNet pass, {arguments.size} px, batch 2": lambda: pipe.unet(latents, 500, context),
+        f"VAE decode to {arguments.size} px": lambda: pipe.vae.decode(latents[:1]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    rows, peaks = {}, []
+    for run in range(arguments.runs + 1):
+        peaks.append(measure_peak())
+        for name, call in work.items():
+            with profile() as rows[name]:
+                call()
+            if run:
+                seconds[name].append(rows[name]["everything"].seconds)
+            elif name.startswith("UNet"):
+                print(f"after the first UNet pass: {memory()}")
+    peak = statistics.median(peaks)
+    print(
+        f"{kernels.threads()} threads, peak {peak:.0f} GFLOP/s ({min(peaks):.0f} .. {max(peaks):.0f}), {time.strftime('%F')}"
+    )
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        share = 100 * rows[name]["everything"].gflop / median / peak
+        print(f"\n{name}: median {median:.2f} s ({min(times):.2f} .. {max(times):.2f}), {share:.0f}% of peak")
+        print(table(rows[name]))
+    print(f"\nat the end: {memory()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+"""From a prompt to a picture: tokenizer, text encoder, sampler and UNet on latents, decoder.
+
+The pipeline yields its steps, so that progress bars, previews and cancelling need no callbacks; calling it drains them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .checkpoint import ModelFolder, open_model
+from .errors import InputError, ModelError
+from .noise import make_noise
+from .samplers import SAMPLER_NAMES, Sampler, make_sampler, sampler_name_from_config
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .tokenizer import Tokenizer
+from .unet import EncodedContext, UNet, UNetConfig
+from .vae import Vae, VaeConfig
+from .weights import Weights, find_nonfinite
+
+PRECISIONS = ("f32",)
+WEIGHT_POLICIES = ("auto", "mmap", "packed")
+OUTPUT_TYPES = ("pil", "np", "latent")
+PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
+DECODER_BYTES = 2200  # of anonymous memory that the decoder needs for a pixel, measured on SD 1.5
+MAX_SIDE = 8192
+PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one call of the network brought.
+
+    Attributes
+    ----------
+    index, total : int
+        Number of this call, from 0, and of all calls. Some samplers make more than one call a step.
+    timestep : float
+        Where on the schedule the network was asked.
+    latents : ndarray
+        Float32 ``(b, 4, h, w)`` after the call; those of the last step are the result.
+    seconds : float
+        Time that the call took.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    latents: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Pictures (PIL images, or an array for ``np`` and ``latent``), the seed of each, and the seconds of each stage."""
+
+    images: Any
+    seeds: list[int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked request."""
+
+    prompts: list[str]
+    negatives: list[str]
+    height: int
+    width: int
+    sampler: Sampler
+    steps: int
+    scale: float
+    seeds: list[int]
+    rng: str
+    latents: np.ndarray | None
+
+
+class StableDiffusionPipeline:
+    """Text to image with a model of the Stable Diffusion 1.x and 2.x families.
+
+    Attributes
+    ----------
+    tokenizer, text_encoder, unet, vae
+        The networks; each can be called by itself.
+    scheduler_config : dict
+        The model's own sampler settings.
+    name : str
+        Name of the model, for metadata.
+    defaults : dict
+        Settings of `generate` that are not given: what the model advises, or else 20 steps, guidance 7.5 and the
+        sampler of its ``scheduler_config.json``.
+
+    Examples
+    --------
+    >>> from sd_numba import StableDiffusionPipeline
+    >>> pipe = StableDiffusionPipeline.from_pretrained()
+    >>> out = pipe("a red apple on a blue background", num_inference_steps=20, guidance_scale=4, seed=42)
+    >>> out.images[0].save("apple.png")
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        unet: UNet,
+        vae: Vae,
+        scheduler_config: dict[str, Any],
+        name: str = "",
+        defaults: Mapping[str, Any] | None = None,
+        weights: Sequence[Weights] = (),
+    ) -> None:
+        self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
+        self.scheduler_config, self.name = scheduler_config, name
+        self.defaults = {
+            "num_inference_steps": 20,
+            "guidance_scale": 7.5,
+            "scheduler": sampler_name_from_config(scheduler_config),
+            **(defaults or {}),
+        }
+        self._weights = tuple(weights)
+        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+            raise ModelError(
+                f"{name}: its text encoder is {text_encoder.config.hidden_size} wide, "
+                f"but its UNet expects {unet.config.cross_attention_dim}; the folder mixes two models"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | os.PathLike[str] | None = None, *, precision: str = "f32", weights: str = "auto"
+    ) -> StableDiffusionPipeline:
+        """Open a model.
+
+        Parameters
+        ----------
+        model : path, optional
+            Folder in diffusers layout; without it, the small model that comes with the package.
+        precision : {"f32"}
+            Arithmetic of the products.
+        weights : {"auto", "mmap", "packed"}
+            Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
+            whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
+
+        Returns
+        -------
+        StableDiffusionPipeline
+
+        Raises
+        ------
+        ModelError
+            If files are missing, damaged, or of another kind of model.
+        InputError
+            If precision or weights is none of the above.
+        """
+        _check_choice("precision", precision, PRECISIONS)
+        _check_choice("weights", weights, WEIGHT_POLICIES)
+        folder: ModelFolder = open_model(model)
+        text_config = TextEncoderConfig.from_dict(folder.text_encoder)
+        unet_config, vae_config = UNetConfig.from_dict(folder.unet), VaeConfig.from_dict(folder.vae)
+        tokenizer = Tokenizer.from_folder(folder.folder("tokenizer"), text_config.vocab_size)
+        sources = [Weights.open(folder.folder(part)) for part in ("text_encoder", "unet", "vae")]
+        networks = (
+            _build(TextEncoder, sources[0], text_config, weights),
+            _build(UNet, sources[1], unet_config, weights),
+            _build(Vae, sources[2], vae_config, weights),
+        )
+        return cls(tokenizer, *networks, folder.scheduler, folder.name, folder.defaults, sources)
+
+    @property
+    def unet_files(self) -> list[Path]:
+        """Files that hold the UNet: they tell models apart."""
+        return [file for weights in self._weights[1:2] for file in weights.files]
+
+    @property
+    def scheduler_names(self) -> tuple[str, ...]:
+        """Names that ``scheduler=`` takes."""
+        return SAMPLER_NAMES
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width that the model was made for."""
+        side = self.unet.config.sample_size
+        height, width = side if isinstance(side, tuple) else (side, side)
+        return height * self.vae.factor, width * self.vae.factor
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, num_images_per_prompt: int = 1, output_type: str = "pil", **options: Any
+    ) -> PipelineOutput:
+        """Make pictures.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+        num_images_per_prompt : int
+            How many pictures of each prompt.
+        output_type : {"pil", "np", "latent"}
+            PIL images; float32 ``(b, h, w, 3)`` in [0, 1]; or the sampler's last latents, float32
+            ``(b, 4, h/8, w/8)``, still scaled.
+        **options
+            Those of `generate`.
+
+        Returns
+        -------
+        PipelineOutput
+
+        Raises
+        ------
+        InputError
+            If an argument does not fit.
+        ModelError
+            If the model makes no numbers (NaN).
+        """
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        prompts = self._prompts("prompt", prompt)
+        _check_whole("num_images_per_prompt", num_images_per_prompt, 1, 1000)
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        options["seed"] = resolve_seeds(options.get("seed"), len(prompts))
+        start = time.perf_counter()
+        steps = self.generate(prompts, **options)
+        seconds = {"sampling": 0.0}
+        latents = np.empty(0, np.float32)
+        for step in steps:
+            latents = step.latents
+            seconds["sampling"] += step.seconds
+        seconds["text"] = time.perf_counter() - start - seconds["sampling"]
+        if output_type == "latent":
+            return PipelineOutput(latents, options["seed"], seconds)
+        start = time.perf_counter()
+        images = self.decode(latents)
+        seconds["decode"] = time.perf_counter() - start
+        return PipelineOutput(to_pil(images) if output_type == "pil" else images, options["seed"], seconds)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        scheduler: str | None = None,
+        eta: float = 0.0,
+        rng: str = "cpu",
+        latents: np.ndarray | None = None,
+    ) -> Iterator[Step]:
+        """Check the arguments, then return an iterator over the steps.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+            One picture each.
+        negative_prompt : str or list of str, optional
+            What to steer away from.
+        width, height : int, optional
+            Pixels; multiples of the VAE factor (8 for SD 1.5). By default those of `latents`, or what the model was
+            made for.
+        num_inference_steps : int, optional
+            By default one of `defaults`, as the next two.
+        guidance_scale : float, optional
+            Of classifier-free guidance (Ho and Salimans, arXiv:2207.12598); up to 1 there is none, and half the work.
+        seed : int or list of int, optional
+            Of the first picture (the others count on from there), or of each; random by default.
+        scheduler : str, optional
+            One of `scheduler_names`.
+        eta : float
+            Noise that ``ddim`` adds.
+        rng : {"cpu", "cuda"}
+            Whose random numbers a seed stands for: torch's on the CPU, or on a GPU.
+        latents : ndarray, optional
+            Noise of unit variance to start from, ``(b, 4, h/8, w/8)``.
+
+        Returns
+        -------
+        iterator of Step
+
+        Raises
+        ------
+        InputError
+            If an argument does not fit.
+        """
+        prompts = self._prompts("prompt", prompt)
+        negatives = self._prompts("negative_prompt", negative_prompt or "")
+        if len(negatives) not in {1, len(prompts)}:
+            raise InputError(f"negative_prompt: found {len(negatives)} for {len(prompts)} prompts, expected as many")
+        if latents is not None:
+            latents = np.array(latents, np.float32)
+            if latents.ndim == 4:
+                height = height or latents.shape[2] * self.vae.factor
+                width = width or latents.shape[3] * self.vae.factor
+        height, width = self._size(height, width)
+        sampler = make_sampler(scheduler or self.defaults["scheduler"], self.scheduler_config, eta)
+        steps = self.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        sampler.plan(steps)  # for its errors
+        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        if not isinstance(scale, (int, float, np.number)) or not np.isfinite(scale):
+            raise InputError(f"guidance_scale: found {scale!r:.80}, expected a finite number, usually 3 to 10")
+        make_noise(rng, 0)
+        shape = (len(prompts), self.unet.config.in_channels, height // self.vae.factor, width // self.vae.factor)
+        if latents is not None and latents.shape != shape:
+            raise InputError(f"latents: found shape {latents.shape}, expected {shape}")
+        job = _Job(
+            prompts, negatives * (len(prompts) // len(negatives)), height, width, sampler, steps,
+            float(scale), resolve_seeds(seed, len(prompts)), rng, latents,
+        )  # fmt: skip
+        return self._run(job)
+
+    def _run(self, job: _Job) -> Iterator[Step]:
+        shape = (1, self.unet.config.in_channels, job.height // self.vae.factor, job.width // self.vae.factor)
+        sources = [make_noise(job.rng, seed) for seed in job.seeds]
+
+        def normal() -> np.ndarray:
+            return np.concatenate([source.normal(shape) for source in sources])
+
+        noise = normal() if job.latents is None else job.latents
+        contexts = self._contexts(job)
+        plan = job.sampler.plan(job.steps)
+        x = (noise * plan.init_noise_sigma).astype(np.float32)
+        history = None
+        for index in range(len(plan)):
+            start = time.perf_counter()
+            model_input = job.sampler.scale_model_input(x, plan, index)
+            predicted = self._predict(model_input, plan.timesteps[index], contexts, job)
+            x, history = job.sampler.step(predicted, x, plan, index, history, normal)
+            if not np.isfinite(x).all():
+                raise self._not_finite(f"step {index + 1} of {len(plan)}")
+            yield Step(index, len(plan), float(plan.timesteps[index]), x, time.perf_counter() - start)
+
+    def _contexts(self, job: _Job) -> list[tuple[slice, EncodedContext]]:
+        """Encode the prompts, in groups of pictures that go through the UNet together."""
+        texts = sorted({*job.prompts, *(job.negatives if job.scale > 1 else ())})
+        encoded = {text: self.text_encoder(self.tokenizer(text))[0] for text in texts}
+        if not all(np.isfinite(e).all() for e in encoded.values()):
+            raise self._not_finite("the text encoder")
+        pixels = (job.height // self.vae.factor) * (job.width // self.vae.factor)
+        size = max(1, PASS_PIXELS // pixels)
+        groups = []
+        for first in range(0, len(job.prompts), size):
+            part = slice(first, min(first + size, len(job.prompts)))
+            texts = [*(job.negatives[part] if job.scale > 1 else ()), *job.prompts[part]]
+            groups.append((part, self.unet.encode_context(np.stack([encoded[text] for text in texts]))))
+        return groups
+
+    def _predict(
+        self, x: np.ndarray, timestep: float, contexts: list[tuple[slice, EncodedContext]], job: _Job
+    ) -> np.ndarray:
+        """Ask the UNet, with guidance: away from the negative prompt, towards the prompt."""
+        outputs = []
+        for part, context in contexts:
+            if job.scale > 1:
+                away, towards = np.split(self.unet(np.concatenate([x[part], x[part]]), timestep, context), 2)
+                outputs.append(away + np.float32(job.scale) * (towards - away))
+            else:
+                outputs.append(self.unet(x[part], timestep, context))
+        return np.concatenate(outputs)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Turn a sampler's last latents ``(b, 4, h, w)`` into pictures, float32 ``(b, 8h, 8w, 3)`` in [0, 1].
+
+        Raises
+        ------
+        ModelError
+            If the decoder makes no numbers (NaN).
+        """
+        images = self.vae.decode(latents / np.float32(self.vae.config.scaling_factor))
+        if not np.isfinite(images).all():
+            raise self._not_finite("the decoder")
+        images *= np.float32(0.5)
+        images += np.float32(0.5)
+        return np.ascontiguousarray(np.clip(images, 0, 1, out=images).transpose(0, 2, 3, 1))
+
+    def _not_finite(self, where: str) -> ModelError:
+        """Find out whose fault it is that a result holds NaN or infinity."""
+        for weights in self._weights:
+            for name, count in find_nonfinite(weights):
+                return ModelError(
+                    f"{weights.path}: {count} values of tensor {name} are NaN or infinite; download the file again"
+                )
+        return ModelError(
+            f"{where} gave NaN or infinite values, although all weights are finite; "
+            "a lower guidance scale or another sampler may help"
+        )
+
+    def _prompts(self, name: str, value: str | Sequence[str]) -> list[str]:
+        prompts = [value] if isinstance(value, str) else list(value)
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise InputError(f"{name}: found {value!r:.80}, expected a text or a list of texts")
+        return prompts
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        default_height, default_width = self.default_size
+        height, width = height or default_height, width or default_width
+        for name, value in (("height", height), ("width", width)):
+            _check_whole(name, value, self.vae.factor, MAX_SIDE)
+            if value % self.vae.factor:
+                lower = value // self.vae.factor * self.vae.factor
+                raise InputError(
+                    f"{name}: found {value}, expected a multiple of {self.vae.factor}, "
+                    f"such as {lower} or {lower + self.vae.factor}"
+                )
+        needed, available = height * width * DECODER_BYTES, available_memory()
+        if needed > available:
+            raise InputError(
+                f"size: {width}x{height} needs about {needed / 1e9:.1f} GB of memory, "
+                f"{available / 1e9:.1f} GB are available; choose a smaller one"
+            )
+        return height, width
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that can still be used, as far as the system tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return `count` seeds: those given, or counted on from the one given, or from a random one (None or negative)."""
+    if seed is not None and not isinstance(seed, (int, np.integer)):
+        seeds = [int(s) for s in seed]
+        if len(seeds) != count:
+            raise InputError(f"seed: found {len(seeds)} seeds for {count} pictures, expected as many or one")
+        return seeds
+    if seed is None or seed < 0:
+        seed = secrets.randbelow(2**32 - count)
+    if seed + count > 2**64:
+        raise InputError(f"seed: found {seed}, expected a number below 2**64")
+    return [int(seed) + i for i in range(count)]
+
+
+def to_pil(images: np.ndarray) -> list[Image.Image]:
+    """Turn float pictures ``(b, h, w, 3)`` in [0, 1] into PIL images."""
+    return [Image.fromarray(picture) for picture in (images * 255).round().astype(np.uint8)]
+
+
+def _build(network: Callable[[Weights, Any], Any], weights: Weights, config: Any, policy: str) -> Any:
+    """Build a network over mapped weights; if they all fit and are to be packed, build it again over packed ones."""
+    built = network(weights, config)
+    weights.finish()
+    floats = sum(math.prod(weights.info(name).shape) for name in weights.names())
+    weights.packed = policy == "packed" or (policy == "auto" and 4 * floats < PACK_BELOW)
+    return network(weights, config) if weights.packed else built
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: found {value!r:.80}, expected {' or '.join(choices)}")
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise InputError(f"{name}: found {value!r:.80}, expected a whole number from {least} to {most}")

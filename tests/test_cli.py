@@ -1,0 +1,200 @@
+"""The command line as a user meets it: what it prints, what it writes, how it fails."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from sd_numba import metadata
+from sd_numba.checkpoint import embedded_model_path
+from sd_numba.cli import main, output_paths
+
+SMALL = ["--steps", "2", "-W", "64", "-H", "64", "-s", "1"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def one_line(result, *words):
+    """The command failed with a single line that has these words in it."""
+    assert result.exit_code not in {0, 130}
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+    return True
+
+
+def test_generate_writes_a_picture_and_says_so(run, tmp_path):
+    result = run("generate", "a red apple", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "output.png  (seed 1)" in result.stdout
+    assert Image.open(tmp_path / "output.png").size == (64, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["output.png"]
+
+
+def test_the_picture_says_how_it_was_made(run, tmp_path):
+    run("generate", "-p", "a red apple", "-n", "green", *SMALL, "--sampler", "Euler a", "--cfg-scale", "4")
+    found = metadata.parse_parameters(metadata.read_parameters(tmp_path / "output.png"))
+    assert (found.prompt, found.negative_prompt) == ("a red apple", "green")
+    wanted = {
+        "Steps": "2",
+        "Sampler": "Euler a",
+        "CFG scale": "4",
+        "Seed": "1",
+        "Size": "64x64",
+        "Model": "emoji-world",
+    }
+    assert wanted.items() <= dict(found.settings).items()
+    assert "Sampler: Euler a" in run("info", "output.png").output
+
+
+def test_no_metadata(run, tmp_path):
+    run("generate", "a red apple", *SMALL, "--no-metadata")
+    assert metadata.read_parameters(tmp_path / "output.png") is None
+
+
+def test_a_batch_counts_seeds_on(run, tmp_path):
+    result = run("generate", "a fox", *SMALL, "-b", "2", "-o", "fox-{seed}.png")
+    assert result.stdout.splitlines() == ["fox-1.png  (seed 1)", "fox-2.png  (seed 2)"]
+    alone = run("generate", "a fox", "--steps", "2", "-W", "64", "-H", "64", "-s", "2", "-o", "alone.png")
+    assert alone.exit_code == 0
+    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "fox-2.png").tobytes()
+
+
+def test_output_patterns():
+    def names(pattern, seeds):
+        return [str(path) for path in output_paths(pattern, seeds)]
+
+    assert names("a.png", [5]) == ["a.png"]
+    assert names("a.png", [5, 6]) == ["a-001.png", "a-002.png"]
+    assert names("a%02d.png", [5, 6]) == ["a01.png", "a02.png"]
+    assert names("x/{seed}.png", [5, 6]) == ["x/5.png", "x/6.png"]
+
+
+def test_verbose_and_profile(run):
+    result = run("generate", "a fox", *SMALL, "-v", "--profile")
+    for word in ("load", "text", "sampling", "decode", "save", "conv2d 3x3", "GFLOP/s"):
+        assert word in result.stderr
+
+
+def test_a_long_prompt_is_cut_aloud(run):
+    result = run("generate", "a fox " * 250, *SMALL)
+    assert result.exit_code == 0
+    assert "longer than 75 tokens; this is cut off" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "nowhere"], ["nowhere", "does not exist"]),
+        (["-W", "65"], ["width", "multiple of 4"]),
+        (["--steps", "0"], ["0"]),
+        (["--sampler", "eulr"], ["eulr", "euler"]),
+        (["--sampler", "pndm", "--scheduler", "karras"], ["pndm-karras"]),
+        (["-o", "missing/a.png"], ["missing", "does not exist"]),
+        (["-o", "."], ["is a folder"]),
+        (["-o", "a.jpg"], [".png"]),
+        (["-b", "0"], ["batch-count"]),
+        (["--cfg-scale", "nan"], ["guidance_scale"]),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(run, tmp_path, arguments, words):
+    assert one_line(run("generate", "a fox", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_prompt_shows_how(run):
+    result = run("generate")
+    assert result.exit_code == 2
+    assert 'sd-numba generate "a red apple' in result.stderr
+
+
+def damaged(tmp_path, component, change):
+    model = shutil.copytree(embedded_model_path(), tmp_path / "model")
+    file = next((model / component).glob("*.safetensors"))
+    change(file)
+    return str(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f.write_bytes(f.read_bytes()[:-100]), ["truncated"]),
+        (lambda f: f.write_bytes((1 << 60).to_bytes(8, "little") + f.read_bytes()[8:]), ["header"]),
+        (lambda f: f.write_bytes(b""), ["empty"]),
+        (lambda f: f.unlink(), ["no weights"]),
+        (lambda f: f.write_bytes(f.read_bytes().replace(b'"F16"', b'"I16"', 1)), ["I16"]),
+        (
+            lambda f: f.write_bytes(f.read_bytes().replace(b"conv_in.weight", b"conv_in.wwight", 1)),
+            ["missing", "conv_in"],
+        ),
+    ],
+)
+def test_damaged_models(run, tmp_path, change, words):
+    model = damaged(tmp_path, "unet", change)
+    assert one_line(run("generate", "a fox", "-m", model), *words)
+    result = run("test", model)
+    assert result.exit_code == 1
+    assert not (tmp_path / "output.png").exists()
+
+
+def test_incomplete_models(run, tmp_path):
+    model = shutil.copytree(embedded_model_path(), tmp_path / "model")
+    shutil.rmtree(model / "vae")
+    assert one_line(run("generate", "a fox", "-m", str(model)), "vae")
+
+
+def test_sdxl_is_named(run, tmp_path):
+    model = shutil.copytree(embedded_model_path(), tmp_path / "model")
+    index = model / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+    assert one_line(run("generate", "a fox", "-m", str(model)), "StableDiffusionXLPipeline")
+
+
+def test_check_commands(run):
+    result = run("test")
+    assert result.exit_code == 0
+    assert result.stdout.count(": ok") == 5
+    assert run("clip-test").stdout.count("shape (1, 77, 192)") == 3
+    noise = run("noise-test").stdout.splitlines()
+    assert len(noise) == 3 * 8
+    assert noise[-1].split() == ["999", "0.012", "0.988", "0.0046601"]
+    diffusion = run("diffusion-test", "-W", "64", "-H", "64").stdout
+    assert "(2, 4, 16, 16) -> (2, 4, 16, 16)" in diffusion
+    assert "GFLOP/s" in diffusion
+    assert "ready" in run("warmup").stdout
+    assert "326 tensors" in run("info", str(embedded_model_path() / "unet")).stdout
+    assert one_line(run("info", "nowhere.png"), "nowhere.png")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_leaves_one_line_and_no_file(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sd_numba.cli",
+        "generate",
+        "a fox",
+        "--steps",
+        "500",
+        "-o",
+        str(tmp_path / "a.png"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
