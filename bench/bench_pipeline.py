@@ -61,9 +61,8 @@ def main() -> None:
             elif name.startswith("UNet"):
                 print(f"after the first UNet pass: {memory()}")
     peak = statistics.median(peaks)
-    print(
-        f"{kernels.threads()} threads, peak {peak:.0f} GFLOP/s ({min(peaks):.0f} .. {max(peaks):.0f}), {time.strftime('%F')}"
-    )
+    spread = f"{min(peaks):.0f} .. {max(peaks):.0f}"
+    print(f"{kernels.threads()} threads, peak {peak:.0f} GFLOP/s ({spread}), {time.strftime('%F')}")
     for name, times in seconds.items():
         median = statistics.median(times)
         share = 100 * rows[name]["everything"].gflop / median / peak

@@ -10,7 +10,7 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_array, output
-from kernels.jit import inline, kernel
+from kernels.jit import inline_fast, kernel
 from kernels.simd import EXP2_COEFFICIENTS, float_pointer
 
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = EXP2_COEFFICIENTS
@@ -19,7 +19,7 @@ _BLOCK = 4096  # elements of a task: they stay in the L1 cache
 _GELU, _GELU_TANH, _QUICK_GELU, _SILU = range(4)
 
 
-@inline
+@inline_fast
 def _exp(x):
     """e**x for x in [-87, 88], clamped outside."""
     y = min(max(x, np.float32(-87)), np.float32(88)) * _LOG2_E
@@ -29,12 +29,12 @@ def _exp(x):
     return p * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@inline
+@inline_fast
 def _sigmoid(x):
     return np.float32(1) / (np.float32(1) + _exp(-x))
 
 
-@inline
+@inline_fast
 def _erf(x):
     """Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26."""
     a = abs(x)
@@ -44,19 +44,19 @@ def _erf(x):
     return np.copysign(np.float32(1) - p * t * _exp(-a * a), x)
 
 
-@inline
+@inline_fast
 def silu_scalar(x):
     """``x * sigmoid(x)`` of one float32, for other kernels."""
     return x * _sigmoid(x)
 
 
-@inline
+@inline_fast
 def gelu_scalar(x):
     """``x * Phi(x)`` of one float32, for other kernels."""
     return np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(0.70710678)))
 
 
-@inline
+@inline_fast
 def copy_row(x, out, count):
     """Copy `count` floats unless they are there already.
 

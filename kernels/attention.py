@@ -255,7 +255,7 @@ def attention(
     block = math.ceil(tq / math.ceil(tq / _QUERIES))
     key_block = min(_KEYS, math.ceil(tk / WIDTH) * WIDTH)
     _attend(
-        address(q), *layout, address(out), n, tq, tk, c, heads, bool(causal), block, key_block,
+        address(q), *layout, address(out), n, tq, tk, c, heads, int(causal), block, key_block,
         math.ceil(block / 6) * 6, threads(),
     )  # fmt: skip
     return out

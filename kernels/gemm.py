@@ -433,7 +433,7 @@ def multiply(
                 source, panel_floats * len(part) * 4, panel0, len(panels), chunk, part.start, part.stop,
                 address(out), g.images, g.out_h, g.out_w, c_out,
                 0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4,
-                first == 0, accumulate, *split, threads(),
+                int(first == 0), int(accumulate), *split, threads(),
             )  # fmt: skip
 
 

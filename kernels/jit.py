@@ -1,7 +1,8 @@
 """The one way to compile a kernel: flags, signature, cache, threads.
 
 ``@kernel(n)`` makes a parallel kernel of n integers (addresses, sizes, strides), so each kernel has exactly one
-signature and one compiled form; ``@inline`` makes a helper that kernels call.
+signature and one compiled form. ``@inline`` makes a helper that kernels call, and ``@inline_fast`` one for elementwise
+loops, whose arithmetic LLVM may reorder; explicit vector code must not be reordered.
 
 Compiled code is kept in a folder of the user's cache, named after a fingerprint of all the sources in this package.
 Numba's own cache watches only the file that holds the function, and the vector code comes from ``simd.py``.
@@ -121,14 +122,12 @@ class Kernel:
     def __call__(self, *args: int) -> None:
         """Run it on at most `threads()` threads."""
         with _launch_lock:  # one of Numba's threading layers cannot be entered twice at once
-            if not self._dispatcher.overloads:
-                self.compile()
+            self.compile()
             if numba.get_num_threads() > threads():
                 numba.set_num_threads(threads())
             self._dispatcher(*args)
 
-    @property
-    def _cache(self) -> _Cache | None:
+    def _attach_cache(self) -> _Cache | None:
         if cache_folder() is None:
             return None
         if not isinstance(self._dispatcher._cache, _Cache):
@@ -140,18 +139,19 @@ class Kernel:
         """Whether it can run without being compiled: it is loaded, or in the cache for this CPU."""
         if self._dispatcher.overloads:
             return True
-        cache, codegen = self._cache, registry.cpu_target.target_context.codegen()
+        cache, codegen = self._attach_cache(), registry.cpu_target.target_context.codegen()
         return cache is not None and cache._index_key(self._signature.args, codegen) in cache._cache_file._load_index()
 
     def compile(self) -> None:
         """Load it from the cache, or compile it and put it there."""
-        if self._cache is None:
-            self._dispatcher.compile(self._signature.args)
+        if self._dispatcher.overloads:
             return
+        self._attach_cache()
         try:
             self._dispatcher.compile(self._signature.args)
         except OSError as error:  # compiled, but the cache could not be written
             log.warning("could not write compiled kernels to %s: %s", cache_folder(), error)
+        self._dispatcher.disable_compile()  # other types of arguments would be a mistake
 
 
 _limit = 0
@@ -182,7 +182,8 @@ def kernel(arity: int) -> Callable[[Callable[..., None]], Kernel]:
     return wrap
 
 
-inline = numba.njit(fastmath=FAST, error_model="numpy")
+inline = numba.njit(error_model="numpy")
+inline_fast = numba.njit(fastmath=FAST, error_model="numpy")
 
 
 def warmup() -> Iterator[tuple[int, int, str]]:

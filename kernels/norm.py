@@ -136,7 +136,7 @@ def group_norm(
     blocks = min(_BLOCKS, math.ceil(pixels / 16))
     sums, epsilon = np.empty(n * blocks * 3 * c), np.array([float(eps)])
     _group_norm(
-        address(x), address(out), n, pixels, c, groups, address(weight), address(bias), address(epsilon), bool(silu),
+        address(x), address(out), n, pixels, c, groups, address(weight), address(bias), address(epsilon), int(silu),
         blocks, address(sums),
     )  # fmt: skip
     return out

@@ -86,7 +86,6 @@ def test_cache_is_used_again_until_a_source_changes(copy, tmp_path):
 def test_fingerprint_covers_every_source(copy, name, monkeypatch):
     monkeypatch.setattr(jit, "__file__", str(copy / "kernels" / "jit.py"))
     before = jit._fingerprint.__wrapped__()
-    assert before == jit._fingerprint()
     with (copy / "kernels" / name).open("a") as source:
         source.write("# an edit\n")
     assert jit._fingerprint.__wrapped__() != before
@@ -130,7 +129,7 @@ def test_a_full_disk_only_costs_the_cache(monkeypatch, caplog):
     def fill(address, size):
         """Fill some memory with ones."""
         for i in numba.prange(size):
-            numba.carray(activations.float_pointer(address), size)[i] = 1
+            numba.carray(activations.float_pointer(address + 4 * i), 1)[0] = 1
 
     made = jit.Kernel(fill, 2)
     assert not made.ready
@@ -213,3 +212,11 @@ def test_kernels_run_in_several_threads_at_once():
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def test_a_kernel_is_compiled_for_one_signature_only():
+    kernels.silu(np.ones(3, np.float32))
+    made = jit._registry["activate"]
+    x = np.ones(4, np.float32)
+    made(x.ctypes.data, x.ctypes.data, 4, True)  # a bool where an integer belongs
+    assert len(made._dispatcher.overloads) == 1
