@@ -5,9 +5,10 @@ One driver serves linear layers and direct convolutions, because a linear layer 
     out[pixel, o] = sum over taps and channels of x[pixel moved by tap, channel] * w[o, channel, tap]
 
 - *Weights* are packed into panels of ``WIDTH`` output channels: ``[panel][chunk][tap][channel][WIDTH]``, float32.
-  A chunk is a few hundred channels, so that a block of inputs and a panel's chunk stay in the L2 cache.
-  Unpacked weights (as stored: ``(c_out, c_in, kh, kw)`` in float32, float16 or bfloat16) are packed slab by slab into
-  a scratch buffer just before use, by transposing ``LANES x LANES`` blocks in registers.
+  A chunk is a few hundred channels, so that a panel's chunk and a block of inputs stay in the L2 cache.
+  Weights that are not packed beforehand (as stored: ``(c_out, c_in, kh, kw)`` in float32, float16 or bfloat16) are
+  packed by the thread that is about to use them, chunk by chunk into a buffer of its own, by transposing
+  ``LANES x LANES`` blocks in registers; that costs little if the chunk then meets a few hundred rows of input.
 - *Inputs* are never packed: the micro-kernel takes a table of row addresses. Padding is a row of zeros, strides and
   nearest-neighbour enlargement are other addresses, so they cost nothing.
 - *The micro-kernel* adds the product of 6 (then 4, then 1) input rows and a panel to the output, which holds the bias
@@ -50,9 +51,10 @@ from kernels.simd import (
 VECTORS = isa.tile().vectors
 WIDTH = isa.tile().width
 _CHUNK = 384  # channels of a chunk, at most
-_GROUP = math.ceil(512 / WIDTH)  # panels that are packed together, at least
-_ROWS = 96  # output pixels of a task
-_SCRATCH = 6 << 20  # bytes of weights packed at a time: well inside a shared L3 cache
+_CHUNK_COLUMNS = 3072  # channels times taps of a chunk, at most: 768 KB of weights for 64 outputs
+_GROUP = max(1, 64 // WIDTH)  # panels of a task
+_ROWS = 96  # output pixels whose inputs are used for all taps and panels of a task while they are in cache
+_PACK_ROWS = 2048  # output pixels for which a task packs weights
 
 
 # --- micro-kernels ----------------------------------------------------------------------------------------------------
@@ -147,18 +149,22 @@ def pack_columns(source, stride, kind, rows, columns, offsets, target):
             _pack_block(block.ctypes.data, LANES * size, kind, table.ctypes.data, target)
 
 
-@kernel(10)
-def _pack(w, kind, c_out, depth, first, last, offsets, panels, panel0, panel_count):
-    """Pack columns first..last of w (c_out, depth) into some panels; ``offsets[k]`` is column k's place in a panel."""
+@inline
+def _pack_panel(w, kind, c_out, columns, first, count, offsets, panel, target):
+    """Pack `count` of the columns of w (c_out, columns), from the first on, of one panel."""
     size = 4 if kind == FLOAT32 else 2
-    panel_bytes = (last - first) * WIDTH * 4
-    for task in prange(panel_count * VECTORS):
-        panel, j = task // VECTORS, task % VECTORS
-        o = (panel0 + panel) * WIDTH + j * LANES
+    for j in range(VECTORS):
+        o = panel * WIDTH + j * LANES
+        source = w + (o * columns + first) * size
         rows = max(0, min(LANES, c_out - o))
-        source = w + (o * depth + first) * size
-        target = panels + panel * panel_bytes + j * LANES * 4
-        pack_columns(source, depth * size, kind, rows, last - first, offsets, target)
+        pack_columns(source, columns * size, kind, rows, count, offsets, target + j * LANES * 4)
+
+
+@kernel(8)
+def _pack(w, kind, c_out, columns, offsets, panels, panel_bytes, panel_count):
+    """Pack all of w (c_out, columns); ``offsets[k]`` is column k's place in a panel."""
+    for panel in prange(panel_count):
+        _pack_panel(w, kind, c_out, columns, 0, columns, offsets, panel, panels + panel * panel_bytes)
 
 
 @kernel(6)
@@ -223,54 +229,67 @@ def _address_rows(table, x, zeros, height, width, pixel_bytes, row0, rows, out_h
                 oy, image = 0, image + 1
 
 
-@kernel(32)
+@kernel(31)
 def _multiply(
     x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    panels, panel_bytes, panel0, panel_count, chunk, first, last,
-    out, images, out_h, out_w, c_out, bias, bias_stride, prepare, add,
-    row_block, row_blocks, panel_block, panel_blocks, workers,
+    w, kind, panels, chunk, offsets, last_offsets,
+    out, images, out_h, out_w, c_out, bias, bias_stride, add,
+    row_block, row_blocks, group, groups, buffers, workers,
 ):  # fmt: skip
-    """Add to out the product of x and some packed panels, over the channels first..last."""
+    """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed.
+
+    A task is a block of rows (output pixels) and a group of panels.
+    """
     taps, pixels, out_stride = kh * kw, images * out_h * out_w, c_out * 4
     counter = np.zeros(1, np.int64)
-    for _ in prange(workers):
-        table = np.empty(row_block, np.int64)
-        edge = np.empty((row_block, WIDTH), np.float32)
+    for worker in prange(workers):
+        buffer = buffers + worker * group * taps * chunk * WIDTH * 4
+        table = np.empty(_ROWS + 1, np.int64)
+        edge = np.empty((row_block if c_out % WIDTH else 1, WIDTH), np.float32)
         task = next_task(counter.ctypes.data)
-        while task < row_blocks * panel_blocks:
-            row0 = (task % row_blocks) * row_block
+        while task < row_blocks * groups:
+            row0 = task // groups * row_block
             rows = min(row_block, pixels - row0)
-            p0 = (task // row_blocks) * panel_block
-            p1 = min(p0 + panel_block, panel_count)
-            cut = (panel0 + p1) * WIDTH > c_out  # the last panel is computed aside and copied
-            for p in range(p0, p1):
-                column = (panel0 + p) * WIDTH
-                columns = min(WIDTH, c_out - column)
-                target = out + row0 * out_stride + column * 4
-                if prepare:
-                    where = bias + column * 4 if bias else 0
-                    _prepare(target, out_stride, rows, columns, where, bias_stride, row0, out_h * out_w, add)
-                if cut and p == p1 - 1:
-                    _copy_rows(target, out_stride, edge.ctypes.data, WIDTH * 4, rows, columns)
-            for c in range(first, last, chunk):
-                depth = min(chunk, last - c)
-                for tap in range(taps):
-                    _address_rows(
-                        table, x, zeros, height, width, channels * 4, row0, rows, out_h, out_w, stride,
-                        tap // kw - top, tap % kw - left, enlarge,
-                    )  # fmt: skip
-                    weights = panels + ((c - first) * taps + tap * depth) * WIDTH * 4
+            p0 = task % groups * group
+            p1 = min(p0 + group, (c_out + WIDTH - 1) // WIDTH)
+            target = out + row0 * out_stride
+            columns = min(p1 * WIDTH, c_out) - p0 * WIDTH
+            where = bias + p0 * WIDTH * 4 if bias else 0
+            _prepare(target + p0 * WIDTH * 4, out_stride, rows, columns, where, bias_stride, row0, out_h * out_w, add)
+            cut = c_out % WIDTH if p1 * WIDTH > c_out else 0  # columns of a last panel that is computed aside
+            aside = target + (p1 - 1) * WIDTH * 4
+            _copy_rows(aside, out_stride, edge.ctypes.data, WIDTH * 4, rows if cut else 0, cut)
+            blocks = (rows + _ROWS - 1) // _ROWS
+            block = (rows + blocks - 1) // blocks
+            block += block % 2  # any even number of rows from 4 on is made of sixes and fours
+            for c in range(0, channels, chunk):
+                depth = min(chunk, channels - c)
+                if panels:
+                    panel_bytes = channels * taps * WIDTH * 4
+                    source = panels + p0 * panel_bytes + c * taps * WIDTH * 4
+                else:
+                    panel_bytes = depth * taps * WIDTH * 4
+                    source = buffer
+                    places = offsets if depth == chunk else last_offsets
                     for p in range(p0, p1):
-                        target, target_stride = out + row0 * out_stride + (panel0 + p) * WIDTH * 4, out_stride
-                        if cut and p == p1 - 1:
-                            target, target_stride = edge.ctypes.data, WIDTH * 4
-                        product_rows(
-                            table.ctypes.data, c * 4, weights + p * panel_bytes, target, target_stride, rows, depth
-                        )
-            if cut:
-                column = (panel0 + p1 - 1) * WIDTH
-                target = out + row0 * out_stride + column * 4
-                _copy_rows(edge.ctypes.data, WIDTH * 4, target, out_stride, rows, c_out - column)
+                        _pack_panel(
+                            w, kind, c_out, channels * taps, c * taps, depth * taps, places, p,
+                            buffer + (p - p0) * panel_bytes,
+                        )  # fmt: skip
+                for row in range(0, rows, block):
+                    count = min(block, rows - row)
+                    for tap in range(taps):
+                        _address_rows(
+                            table, x, zeros, height, width, channels * 4, row0 + row, count, out_h, out_w, stride,
+                            tap // kw - top, tap % kw - left, enlarge,
+                        )  # fmt: skip
+                        for p in range(p0, p1):
+                            result, result_stride = target + row * out_stride + p * WIDTH * 4, out_stride
+                            if cut and p == p1 - 1:
+                                result, result_stride = edge.ctypes.data + row * WIDTH * 4, WIDTH * 4
+                            weights = source + (p - p0) * panel_bytes + tap * depth * WIDTH * 4
+                            product_rows(table.ctypes.data, c * 4, weights, result, result_stride, count, depth)
+            _copy_rows(edge.ctypes.data, WIDTH * 4, aside, out_stride, rows if cut else 0, cut)
             task = next_task(counter.ctypes.data)
 
 
@@ -315,9 +334,10 @@ class PackedWeight:
         return self.panels.nbytes
 
 
-def chunk_size(channels: int) -> int:
-    """Return how many input channels a chunk has: as equal as possible, at most ``_CHUNK``."""
-    return math.ceil(channels / math.ceil(channels / _CHUNK))
+def chunk_size(channels: int, taps: int) -> int:
+    """Return how many input channels a chunk has: as equal as possible, small enough for the cache."""
+    most = max(1, min(_CHUNK, _CHUNK_COLUMNS // taps))
+    return math.ceil(channels / math.ceil(channels / most))
 
 
 class _Scratch(threading.local):
@@ -353,37 +373,26 @@ def pack_offsets(channels: int, taps: int, chunk: int) -> np.ndarray:
     return (start * taps + tap * depth + c - start) * (WIDTH * 4)
 
 
-def _pack_slab(w: np.ndarray, channels: range, panels: range, chunk: int, target: int) -> None:
-    """Pack some channels of some panels of a stored weight (c_out, c_in, kh, kw) to an address."""
-    taps = math.prod(w.shape[2:])
-    kind = check_weight("w", w, w.ndim)
-    offsets = pack_offsets(len(channels), taps, chunk)
-    _pack(
-        address(w), kind, w.shape[0], w.shape[1] * taps, channels.start * taps, channels.stop * taps,
-        address(offsets), target, panels.start, len(panels),
-    )  # fmt: skip
-
-
 def pack(w: np.ndarray) -> PackedWeight:
     """Pack a whole stored weight, (n, k) or (c_out, c_in, kh, kw)."""
-    c_out, channels = w.shape[:2]
+    (c_out, channels), taps = w.shape[:2], math.prod(w.shape[2:])
     count = math.ceil(c_out / WIDTH)
-    panels = aligned(count * WIDTH * math.prod(w.shape[1:]))
-    _pack_slab(w, range(channels), range(count), chunk_size(channels), address(panels))
+    panels = aligned(count * WIDTH * channels * taps)
+    offsets = pack_offsets(channels, taps, chunk_size(channels, taps))
+    _pack(
+        address(w), check_weight("w", w, w.ndim), c_out, channels * taps, address(offsets),
+        address(panels), channels * taps * WIDTH * 4, count,
+    )  # fmt: skip
     return PackedWeight(panels, w.shape)
 
 
-def _split(pixels: int, panels: int) -> tuple[int, int, int, int]:
-    """Return (row_block, row_blocks, panel_block, panel_blocks): enough tasks for the threads, none too small."""
-    count = threads()
-    row_blocks = math.ceil(pixels / _ROWS)
-    if row_blocks < 8 * count:
-        row_blocks = math.ceil(row_blocks / count) * count
+def _split(pixels: int, groups: int, packed: bool) -> tuple[int, int]:
+    """Return (row_block, row_blocks): enough tasks for the threads, and rows enough to make packing worth while."""
+    least = math.ceil(4 * threads() / groups)
+    row_blocks = max(math.ceil(pixels / (_ROWS if packed else _PACK_ROWS)), min(least, math.ceil(pixels / _ROWS)))
     row_block = math.ceil(pixels / row_blocks)
-    row_block += row_block % 2  # any even number of rows from 4 on is made of sixes and fours
-    row_blocks = math.ceil(pixels / row_block)
-    panel_block = math.ceil(panels / math.ceil(count / row_blocks))
-    return row_block, row_blocks, panel_block, math.ceil(panels / panel_block)
+    row_block += row_block % 2
+    return row_block, math.ceil(pixels / row_block)
 
 
 def multiply(
@@ -410,31 +419,25 @@ def multiply(
         Add to what out holds instead of overwriting it.
     """
     g, channels, c_out = geometry, x.shape[-1], out.shape[-1]
-    taps, count = g.kh * g.kw, math.ceil(c_out / WIDTH)
-    chunk = chunk_size(channels)
-    panel_floats = taps * WIDTH
-    group, slab = count, channels
-    if not isinstance(w, PackedWeight):
-        group = min(count, max(_GROUP, _SCRATCH // (4 * panel_floats * channels)))
-        slab = min(channels, chunk * max(1, _SCRATCH // (4 * panel_floats * group * chunk)))
+    taps = g.kh * g.kw
+    chunk = chunk_size(channels, taps)
+    groups = math.ceil(c_out / (WIDTH * _GROUP))
+    packed = isinstance(w, PackedWeight)
+    if packed:
+        weight = 0, 0, address(w.panels), chunk, 0, 0
+        buffers = 0
+    else:
+        offsets, last_offsets = pack_offsets(chunk, taps, chunk), pack_offsets(channels % chunk or chunk, taps, chunk)
+        weight = address(w), check_weight("w", w, w.ndim), 0, chunk, address(offsets), address(last_offsets)
+        buffers = address(scratch.take("weights", threads() * _GROUP * taps * chunk * WIDTH))
     zeros = _zeros(channels)
-    for panel0 in range(0, count, group):
-        panels = range(panel0, min(panel0 + group, count))
-        split = _split(g.images * g.out_h * g.out_w, len(panels))
-        for first in range(0, channels, slab):
-            part = range(first, min(first + slab, channels))
-            if isinstance(w, PackedWeight):
-                source = address(w.panels)
-            else:
-                source = address(scratch.take("weights", len(panels) * panel_floats * len(part)))
-                _pack_slab(w, part, panels, chunk, source)
-            _multiply(
-                address(x), address(zeros), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
-                source, panel_floats * len(part) * 4, panel0, len(panels), chunk, part.start, part.stop,
-                address(out), g.images, g.out_h, g.out_w, c_out,
-                0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4,
-                int(first == 0), int(accumulate), *split, threads(),
-            )  # fmt: skip
+    _multiply(
+        address(x), address(zeros), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
+        *weight,
+        address(out), g.images, g.out_h, g.out_w, c_out,
+        0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
+        *_split(g.images * g.out_h * g.out_w, groups, packed), _GROUP, groups, buffers, threads(),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=8)

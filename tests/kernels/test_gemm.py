@@ -109,19 +109,17 @@ def test_float32_subnormals_are_kept():
 
 
 @pytest.mark.parametrize("how", STORED)
-def test_weights_packed_in_several_slabs(how, monkeypatch):
-    """A small scratch buffer splits the panels into groups and the channels into slabs; the result is the same."""
-    x, w, b = normal(0, 50, 1000), store(normal(1, 333, 1000), how), normal(2, 333)
-    expected = kernels.linear(x, kernels.pack_linear(w), b)
-    sizes = []
-    monkeypatch.setattr(gemm, "_pack_slab", lambda *a, f=gemm._pack_slab: (sizes.append((a[1], a[2])), f(*a)))
-    monkeypatch.setattr(gemm, "_GROUP", 1)
-    for scratch in (1, 3 * 4 * 334 * gemm.WIDTH, 4 * 1000 * gemm.WIDTH * 2):
-        monkeypatch.setattr(gemm, "_SCRATCH", scratch)
-        sizes.clear()
+def test_the_blocking_changes_nothing(how, monkeypatch):
+    """However many rows and panels a task has, packed weights or not, the result is the same."""
+    x, w, b = normal(0, 250, 1000), store(normal(1, 333, 1000), how), normal(2, 333)
+    packed = kernels.pack_linear(w)
+    expected = kernels.linear(x, packed, b)
+    for group, rows in ((1, 1), (2, 7), (3, 1000)):
+        monkeypatch.setattr(gemm, "_GROUP", group)
+        monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
         assert_same_bits(kernels.linear(x, w, b), expected)
-        assert len(sizes) > 1
-        with fenced(50, 333, fill=1) as out:
+        assert_same_bits(kernels.linear(x, packed, b), expected)
+        with fenced(250, 333, fill=1) as out:
             kernels.linear(x, w, b, out=out, accumulate=True)
         assert_close(out, expected + 1, product_tolerance(1000))
 
