@@ -1,13 +1,14 @@
 """Convolution of images, channels last, in the sense of neural networks (correlation).
 
-The direct algorithm of `kernels.gemm`: for each tap of the filter, a product of the moved input and that tap's
-weights. No im2col copy and no padded copy of the input is made.
+Two algorithms: the direct one of `kernels.gemm`, for each tap of the filter a product of the moved input and that tap's
+weights; and, for 3x3 filters at stride 1, the faster one of `kernels.winograd`. Neither copies the input to pad it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from kernels import winograd
 from kernels.arrays import check_array, check_shape, check_weight
 from kernels.gemm import Geometry, PackedWeight, multiply, pack, result
 
@@ -46,6 +47,7 @@ def conv2d(
     upsample: bool = False,
     out: np.ndarray | None = None,
     accumulate: bool = False,
+    algorithm: str = "auto",
 ) -> np.ndarray:
     """Two-dimensional convolution.
 
@@ -67,6 +69,9 @@ def conv2d(
         Float32 ``(n, h', w', c_out)`` to write to.
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
+    algorithm : {"auto", "direct", "winograd"}
+        ``winograd`` needs 3x3 filters, stride 1, and channels in multiples of the vector width (16 on AVX-512). Largest
+        error relative to the largest value: about 5e-7 and 5e-6. A packed weight serves the direct algorithm.
 
     Returns
     -------
@@ -89,9 +94,27 @@ def conv2d(
         check_array("b", b, (1, 2))
         check_shape("b", b, (c_out,) if b.ndim == 1 else (x.shape[0], c_out))
     out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, x, w, b)
-    if out.size:
+    chosen = _choose(algorithm, x.shape[3], c_out, geometry)
+    if not out.size:
+        return out
+    if chosen == "winograd":
+        winograd.winograd(x, w.stored if isinstance(w, PackedWeight) else w, b, out, geometry, accumulate)
+    else:
         multiply(x, w, b, out, geometry, accumulate)
     return out
+
+
+def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry) -> str:
+    if algorithm == "auto":
+        return "winograd" if winograd.suits(channels, c_out, geometry) else "direct"
+    if algorithm not in {"direct", "winograd"}:
+        raise ValueError(f"algorithm: found {algorithm!r}, expected auto, direct or winograd")
+    if algorithm == "winograd" and not winograd.possible(channels, c_out, geometry):
+        raise ValueError(
+            f"algorithm: winograd cannot do {geometry.kh}x{geometry.kw} filters with stride {geometry.stride} and "
+            f"{channels} to {c_out} channels; expected 3x3, stride 1, and multiples of {winograd.LANES}"
+        )
+    return algorithm
 
 
 def _geometry(x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, upsample: bool) -> Geometry:

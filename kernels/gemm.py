@@ -321,12 +321,17 @@ class PackedWeight:
     ----------
     panels : ndarray
         Float32, 64-byte aligned.
-    shape : tuple of int
-        ``(c_out, c_in, kh, kw)`` or ``(n, k)`` of the weight that was packed.
+    stored : ndarray
+        The weight that was packed, ``(c_out, c_in, kh, kw)`` or ``(n, k)``.
     """
 
     panels: np.ndarray
-    shape: tuple[int, ...]
+    stored: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that was packed."""
+        return self.stored.shape
 
     @property
     def nbytes(self) -> int:
@@ -383,7 +388,7 @@ def pack(w: np.ndarray) -> PackedWeight:
         address(w), check_weight("w", w, w.ndim), c_out, channels * taps, address(offsets),
         address(panels), channels * taps * WIDTH * 4, count,
     )  # fmt: skip
-    return PackedWeight(panels, w.shape)
+    return PackedWeight(panels, w)
 
 
 def _split(pixels: int, groups: int, packed: bool) -> tuple[int, int]:
@@ -422,26 +427,25 @@ def multiply(
     taps = g.kh * g.kw
     chunk = chunk_size(channels, taps)
     groups = math.ceil(c_out / (WIDTH * _GROUP))
-    packed = isinstance(w, PackedWeight)
-    if packed:
+    buffers = 0
+    if isinstance(w, PackedWeight):
         weight = 0, 0, address(w.panels), chunk, 0, 0
-        buffers = 0
     else:
         offsets, last_offsets = pack_offsets(chunk, taps, chunk), pack_offsets(channels % chunk or chunk, taps, chunk)
         weight = address(w), check_weight("w", w, w.ndim), 0, chunk, address(offsets), address(last_offsets)
         buffers = address(scratch.take("weights", threads() * _GROUP * taps * chunk * WIDTH))
-    zeros = _zeros(channels)
+    blank = zeros(channels)
     _multiply(
-        address(x), address(zeros), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
+        address(x), address(blank), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
         *weight,
         address(out), g.images, g.out_h, g.out_w, c_out,
         0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
-        *_split(g.images * g.out_h * g.out_w, groups, packed), _GROUP, groups, buffers, threads(),
+        *_split(g.images * g.out_h * g.out_w, groups, isinstance(w, PackedWeight)), _GROUP, groups, buffers, threads(),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
-def _zeros(floats: int) -> np.ndarray:
+def zeros(floats: int) -> np.ndarray:
     """A row of zeros: the pixel that padding reads."""
     return np.zeros(floats, np.float32)
 
@@ -564,6 +568,6 @@ def matmul(a: np.ndarray, b: np.ndarray, *, out: np.ndarray | None = None) -> np
     elif out.size:
         panels = scratch.take("matmul", count * depth * WIDTH)
         _pack_transposed(address(b), depth, columns, columns * 4, address(panels), count)
-        packed = PackedWeight(panels, (columns, depth))
+        packed = PackedWeight(panels, b.T)
         multiply(a, packed, None, out, Geometry(1, a.shape[0], 1, a.shape[0], 1), False)
     return out

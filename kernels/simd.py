@@ -317,6 +317,114 @@ def tile_fma(typingctx, tile, rows, offset, panel):
     return tile(tile, rows, types.intp, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_gather(typingctx, table, offset, rows, vectors):
+    """``tile_gather(table, offset, rows, vectors)``: vector i from the address ``table[i] + offset``."""
+    kind = TileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, sig, args):
+        members = []
+        for i in range(kind.rows * kind.vectors):
+            address = builder.load(_pointer(builder, args[0], 8 * i), align=8, typ=_i64)
+            members.append(_load(builder, _pointer(builder, address, args[1]), _vec))
+        return _assemble(builder, members)
+
+    return kind(types.intp, types.intp, rows, vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_collect(typingctx, address, stride, rows, vectors):
+    """``tile_collect(address, stride, rows, vectors)``: vector i from ``address + i * stride``."""
+    kind = TileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, sig, args):
+        pointer, members = _pointer(builder, args[0]), []
+        for _ in range(kind.rows * kind.vectors):
+            members.append(_load(builder, pointer, _vec))
+            pointer = builder.gep(pointer, [args[1]], source_etype=ir.IntType(8))
+        return _assemble(builder, members)
+
+    return kind(types.intp, types.intp, rows, vectors), codegen
+
+
+@intrinsic
+def tile_spread(typingctx, tile, address, stride):
+    """``tile_spread(tile, address, stride)``: vector i goes to ``address + i * stride``."""
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(builder, args[1])
+        for member in _members(builder, args[0]):
+            builder.store(member, pointer, align=4)
+            pointer = builder.gep(pointer, [args[2]], source_etype=ir.IntType(8))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_add(typingctx, tile, value):
+    """``tile_add(tile, value)``: add a vector to every vector of the tile, or another tile of the same shape."""
+
+    def codegen(context, builder, sig, args):
+        members = _members(builder, args[0])
+        others = _members(builder, args[1]) if isinstance(value, TileType) else [args[1]] * len(members)
+        return _assemble(builder, [builder.fadd(a, b) for a, b in zip(members, others, strict=True)])
+
+    return tile(tile, value), codegen
+
+
+def make_transform(matrix: np.ndarray):
+    """Make an intrinsic that computes ``matrix @ tile @ matrix.T``, the tile taken as a matrix of vectors.
+
+    The matrix is constant, so products with 0 and 1 cost nothing; two rows next to each other that are ``e + o`` and
+    ``e - o`` share the two parts.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    m, n = matrix.shape
+
+    def combine(builder, coefficients, values):
+        result = None
+        for c, v in sorted(zip(coefficients, values, strict=True), key=lambda term: abs(term[0]) != 1):
+            if c == 0:
+                continue
+            if result is None:
+                result = v if c == 1 else builder.fmul(v, _constant(c))
+            elif c in {1, -1}:
+                result = builder.fadd(result, v) if c == 1 else builder.fsub(result, v)
+            else:
+                result = _fma(builder, v, _constant(c), result)
+        return result
+
+    def apply(builder, values):
+        out, i = [], 0
+        while i < m:
+            even, odd = matrix[i], None
+            if i + 1 < m:
+                even, odd = (matrix[i] + matrix[i + 1]) / 2, (matrix[i] - matrix[i + 1]) / 2
+            if odd is None or (np.count_nonzero(even) + np.count_nonzero(odd) > np.count_nonzero(matrix[i])):
+                out.append(combine(builder, matrix[i], values))
+                i += 1
+            else:
+                e, o = combine(builder, even, values), combine(builder, odd, values)
+                out += [builder.fadd(e, o), builder.fsub(e, o)]
+                i += 2
+        return out
+
+    @intrinsic
+    def transform(typingctx, tile):
+        def codegen(context, builder, sig, args):
+            x = _members(builder, args[0])
+            columns = [apply(builder, x[j :: tile.vectors]) for j in range(tile.vectors)]  # matrix @ tile, by column
+            rows = [apply(builder, [column[i] for column in columns]) for i in range(m)]
+            return _assemble(builder, [v for row in rows for v in row])
+
+        if not isinstance(tile, TileType) or (tile.rows, tile.vectors) != (n, n):
+            raise TypeError(f"found {tile}, expected a tile of {n} x {n} vectors")
+        return TileType(m, m)(tile), codegen
+
+    return transform
+
+
 def _widen(builder: ir.IRBuilder, pointer: ir.Value, kind: int) -> ir.Value:
     """Load ``LANES`` stored weights of a kind, at any alignment, and return them as float32."""
     if kind == FLOAT32:

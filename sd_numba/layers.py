@@ -87,7 +87,8 @@ class Conv2d:
         padding: Padding | None = None,
     ) -> None:
         w = weights.take(f"{prefix}.weight", (c_out, c_in, kernel, kernel))
-        self.weight: Any = kernels.pack_conv2d(w) if weights.packed else w
+        by_winograd = (kernel, stride) == (3, 1)  # the algorithm for these has no use for packed weights
+        self.weight: Any = kernels.pack_conv2d(w) if weights.packed and not by_winograd else w
         self.bias = take_vector(weights, f"{prefix}.bias", c_out)
         self.stride = stride
         self.padding = (kernel - 1) // 2 if padding is None else padding
