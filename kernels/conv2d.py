@@ -71,7 +71,7 @@ def conv2d(
         Add to what `out` holds (a residual) instead of overwriting it.
     algorithm : {"auto", "direct", "winograd"}
         ``winograd`` needs 3x3 filters, stride 1, and channels in multiples of the vector width (16 on AVX-512). Largest
-        error relative to the largest value: about 5e-7 and 5e-6. A packed weight serves the direct algorithm.
+        error relative to the largest value: about 5e-7 and 2e-6. A packed weight serves the direct algorithm.
 
     Returns
     -------

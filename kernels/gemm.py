@@ -41,6 +41,7 @@ from kernels.simd import (
     load_transposed,
     next_task,
     row_addresses,
+    tile_add,
     tile_fma,
     tile_load,
     tile_scatter,
@@ -71,7 +72,7 @@ def make_product(rows: int, vectors: int):
     @inline
     def product(table, offset, b, b_stride, out, out_stride, depth, fresh):
         addresses = row_addresses(table, rows)
-        acc = tile_zero(rows, vectors) if fresh else tile_load(out, out_stride, rows, vectors)
+        acc = tile_zero(rows, vectors)
         for _ in range(depth // 2):
             acc = tile_fma(acc, addresses, offset, b)
             acc = tile_fma(acc, addresses, offset + 4, b + b_stride)
@@ -79,6 +80,8 @@ def make_product(rows: int, vectors: int):
             b += 2 * b_stride
         if depth % 2:
             acc = tile_fma(acc, addresses, offset, b)
+        if not fresh:  # added last: a sum of the sums of chunks loses fewer digits than one long sum
+            acc = tile_add(acc, tile_load(out, out_stride, rows, vectors))
         tile_store(acc, out, out_stride)
 
     return product
@@ -424,7 +427,7 @@ def multiply(
         Add to what out holds instead of overwriting it.
     """
     g, channels, c_out = geometry, x.shape[-1], out.shape[-1]
-    taps = g.kh * g.kw
+    taps, workers = g.kh * g.kw, threads()
     chunk = chunk_size(channels, taps)
     groups = math.ceil(c_out / (WIDTH * _GROUP))
     buffers = 0
@@ -433,14 +436,14 @@ def multiply(
     else:
         offsets, last_offsets = pack_offsets(chunk, taps, chunk), pack_offsets(channels % chunk or chunk, taps, chunk)
         weight = address(w), check_weight("w", w, w.ndim), 0, chunk, address(offsets), address(last_offsets)
-        buffers = address(scratch.take("weights", threads() * _GROUP * taps * chunk * WIDTH))
+        buffers = address(scratch.take("weights", workers * _GROUP * taps * chunk * WIDTH))
     blank = zeros(channels)
     _multiply(
         address(x), address(blank), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
         *weight,
         address(out), g.images, g.out_h, g.out_w, c_out,
         0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
-        *_split(g.images * g.out_h * g.out_w, groups, isinstance(w, PackedWeight)), _GROUP, groups, buffers, threads(),
+        *_split(g.images * g.out_h * g.out_w, groups, isinstance(w, PackedWeight)), _GROUP, groups, buffers, workers,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ same lines of the cache.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numba import carray, prange
@@ -48,6 +47,7 @@ _POINTS = (0.75, 1.5)
 _CHUNK = 32  # channels whose filters are transformed at a time: 36 * 32 * 64 floats are 288 KB
 _TILES = 48  # tiles of a block: its sums, 36 * 48 * 64 floats, are 432 KB
 _BATCH = 10 << 20  # bytes of transformed inputs at a time
+_TAP_OFFSETS = np.arange(_CHUNK * 9) * (LANES * 4)  # where a chunk's taps go for the transform: [channel][tap][LANES]
 
 
 def _matrices(a: float, b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,9 +138,9 @@ def _transform_filters(w, kind, c_out, channels, first, depth, offsets, panel, t
             tile_spread(_filter_transform(tile), filters + (c * WIDTH + j * LANES) * 4, (depth + 1) * WIDTH * 4)
 
 
-@kernel(22)
+@kernel(21)
 def _multiply_tiles(
-    v, channels, tile0, tiles, w, kind, offsets, last_offsets,
+    v, channels, tile0, tiles, w, kind, offsets,
     out, out_h, out_w, c_out, bias, bias_stride, add, tiles_h, tiles_w, panels, blocks,
     buffers, buffer_bytes, workers,
 ):  # fmt: skip
@@ -162,8 +162,7 @@ def _multiply_tiles(
             zero[: 36 * (count + 1) * WIDTH] = 0
             for c in range(0, channels, _CHUNK):
                 depth = min(_CHUNK, channels - c)
-                places = offsets if depth == _CHUNK else last_offsets
-                _transform_filters(w, kind, c_out, channels, c, depth, places, panel, taps, filters)
+                _transform_filters(w, kind, c_out, channels, c, depth, offsets, panel, taps, filters)
                 start = v + _input_start(channels, first, c, count) * 4
                 for t in range(count):
                     rows[t] = start + t * depth * 4
@@ -220,24 +219,18 @@ def winograd(
     blocks = math.ceil(min(batch, tiles) / _TILES)
     v = address(scratch.take("tiles", 36 * blocks * (_TILES * channels + math.ceil(channels / _CHUNK) * LANES)))
     buffer_floats = 36 * (_CHUNK + _TILES + 2) * WIDTH + _CHUNK * 9 * LANES + WIDTH
-    buffers = address(scratch.take("filters", buffer_floats * threads()))
-    offsets, last_offsets = _tap_offsets(_CHUNK), _tap_offsets(channels % _CHUNK or _CHUNK)
+    workers = threads()  # once: another thread may change it, and there must be a buffer for each
+    buffers = address(scratch.take("filters", buffer_floats * workers))
     blank = zeros(channels)
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
             address(x), address(blank), g.height, g.width, channels, g.top, g.left, g.enlarge, tiles_h, tiles_w,
-            tile0, count, v, threads(),
+            tile0, count, v, workers,
         )  # fmt: skip
         _multiply_tiles(
-            v, channels, tile0, count, address(w), check_weight("w", w, 4), address(offsets), address(last_offsets),
+            v, channels, tile0, count, address(w), check_weight("w", w, 4), address(_TAP_OFFSETS),
             address(out), g.out_h, g.out_w, c_out,
             0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
-            tiles_h, tiles_w, panels, math.ceil(count / _TILES), buffers, buffer_floats * 4, threads(),
+            tiles_h, tiles_w, panels, math.ceil(count / _TILES), buffers, buffer_floats * 4, workers,
         )  # fmt: skip
-
-
-@lru_cache(maxsize=256)
-def _tap_offsets(channels: int) -> np.ndarray:
-    """Where a chunk's taps go for the transform: [channel][tap][LANES], in bytes (int64)."""
-    return np.arange(channels * 9) * (LANES * 4)

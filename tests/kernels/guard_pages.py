@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import kernels
+from kernels import gemm, winograd
 from kernels.arrays import address
+from kernels.simd import LANES
 from tests.kernels.common import STORED, normal, store
 
 _PROT_NONE = 0
@@ -33,10 +35,22 @@ def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
     return copy
 
 
+def guard_buffers(at_end: bool) -> None:
+    """Guard the kernels' own memory, too: buffers, of exactly the size asked for and full of NaN, and padding."""
+
+    def take(self, use: str, floats: int) -> np.ndarray:
+        self._buffers[use] = guarded(np.full(floats, np.nan, np.float32), at_end)
+        return self._buffers[use]
+
+    gemm._Scratch.take = take
+    gemm.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
+
+
 def compare(call: Callable[..., np.ndarray], *arrays: np.ndarray) -> None:
     """Call with guarded arrays, and a guarded `out`; the result is that of the arrays themselves."""
     expected = call(*arrays, out=None)
     for at_end in (True, False):
+        guard_buffers(at_end)
         out = guarded(np.zeros_like(expected), at_end)
         call(*(guarded(a, at_end) for a in arrays), out=out)
         assert (out == expected).all()
@@ -67,8 +81,37 @@ def convolutions() -> Iterator[str]:
         for x_shape, w_shape, stride, padding, upsample in shapes:
             yield f"conv2d {how} {x_shape, w_shape}"
             x, w, b = normal(0, *x_shape), store(normal(1, *w_shape), how), normal(2, x_shape[0], w_shape[0])
-            options = {"stride": stride, "padding": padding, "upsample": upsample}
+            options = {"stride": stride, "padding": padding, "upsample": upsample, "algorithm": "direct"}
             compare(lambda x, w, b, out, o=options: kernels.conv2d(x, w, b, **o, out=out), x, w, b)
+
+
+def winograd_convolutions() -> Iterator[str]:
+    chunk, panel = winograd._CHUNK, gemm.WIDTH
+    shapes = [  # x shape, output channels, padding, upsample
+        ((1, 1, 1, LANES), LANES, 1, False),
+        ((2, 5, 7, LANES), panel + LANES, 1, False),
+        ((1, 4, 8, chunk), panel, 0, False),
+        ((2, 6, 5, chunk + LANES), LANES, 2, False),
+        ((1, 3, 9, 2 * chunk), panel, ((3, 0), (0, 5)), False),
+        ((2, 3, 4, LANES), panel, 1, True),
+        ((3, 17, 21, chunk + LANES), panel + LANES, 1, False),  # 90 tiles, in two blocks
+    ]
+    for how in STORED:
+        for x_shape, c_out, padding, upsample in shapes:
+            yield f"winograd {how} {x_shape, c_out, padding, upsample}"
+            w, b = store(normal(1, c_out, x_shape[3], 3, 3), how), normal(2, x_shape[0], c_out)
+            options = {"padding": padding, "upsample": upsample, "algorithm": "winograd"}
+            for bias in (b, b[0]):
+                for add in (False, True):  # to zeros
+
+                    def convolve(x, w, b, out, options=options, add=add):
+                        return kernels.conv2d(x, w, b, **options, out=out, accumulate=add and out is not None)
+
+                    compare(convolve, normal(0, *x_shape), w, bias)
+    yield "winograd, several batches"
+    winograd._BATCH = 1
+    x, w, b = normal(0, 3, 17, 21, LANES), normal(1, LANES, LANES, 3, 3), normal(2, LANES)
+    compare(lambda x, w, b, out: kernels.conv2d(x, w, b, out=out, algorithm="winograd"), x, w, b)
 
 
 def attentions() -> Iterator[str]:
@@ -103,7 +146,7 @@ def main() -> None:
         np.lib.stride_tricks.as_strided(x, (2000,)).sum()
         return
     assert address(guarded(np.zeros(3, np.float16), at_end=True)) % mmap.PAGESIZE == mmap.PAGESIZE - 6
-    for cases in (products, convolutions, attentions, elementwise):
+    for cases in (products, convolutions, winograd_convolutions, attentions, elementwise):
         for case in cases():
             print(case, flush=True)
     print("done")

@@ -1,6 +1,7 @@
-"""conv2d and pack_conv2d against their NumPy twins."""
+"""conv2d and pack_conv2d against their NumPy twins: the direct algorithm, and what conv2d refuses."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from tests.kernels.common import (
     product_tolerance,
     store,
 )
+
+conv2d = partial(kernels.conv2d, algorithm="direct")
 
 # x shape, w shape, stride, padding, upsample
 CASES = {
@@ -66,19 +69,19 @@ def test_matches_twin(case):
     options = {"stride": stride, "padding": padding, "upsample": upsample}
     tolerance = product_tolerance(math.prod(w_shape[1:]))
     expected = reference.conv2d(x, w, b, **options)
-    found = kernels.conv2d(x, w, b, **options)
+    found = conv2d(x, w, b, **options)
     assert_close(found, expected, tolerance)
     with fenced(*expected.shape) as out:
-        assert kernels.conv2d(x, kernels.pack_conv2d(w), b, **options, out=out) is out
+        assert conv2d(x, kernels.pack_conv2d(w), b, **options, out=out) is out
         assert_same_bits(out, found)
     with fenced(*expected.shape) as out:
-        kernels.conv2d(x, w, rows, **options, out=out)
+        conv2d(x, w, rows, **options, out=out)
         assert_close(out, reference.conv2d(x, w, rows, **options), tolerance)
     with fenced(*expected.shape, fill=3) as out:
-        kernels.conv2d(x, w, rows, **options, out=out, accumulate=True)
+        conv2d(x, w, rows, **options, out=out, accumulate=True)
         assert_close(out, reference.conv2d(x, w, rows, **options) + 3, tolerance)
     with fenced(*expected.shape) as out:
-        kernels.conv2d(x, w, **options, out=out)
+        conv2d(x, w, **options, out=out)
         assert_close(out, reference.conv2d(x, w, **options), tolerance)
 
 
@@ -86,14 +89,14 @@ def test_matches_twin(case):
 @pytest.mark.parametrize("w_shape", [(1, 1, 3, 3), (3, 5, 1, 1), (65, 17, 3, 3), (16, 16, 1, 1), (20, 400, 3, 1)])
 def test_stored_weights(how, w_shape):
     x, w, b = normal(0, 1, 5, 6, w_shape[1]), store(normal(1, *w_shape), how), normal(2, w_shape[0])
-    found = kernels.conv2d(x, w, b)
+    found = conv2d(x, w, b)
     assert_close(found, reference.conv2d(x, w, b), product_tolerance(math.prod(w_shape[1:])))
-    assert_same_bits(kernels.conv2d(x, kernels.pack_conv2d(w), b), found)
+    assert_same_bits(conv2d(x, kernels.pack_conv2d(w), b), found)
     for offset in (1, 2, 6):
         moved = misaligned(w, offset)
-        assert_same_bits(kernels.conv2d(x, moved, b), found)
-        assert_same_bits(kernels.conv2d(x, kernels.pack_conv2d(moved), b), found)
-        assert_same_bits(kernels.conv2d(misaligned(x, offset), moved, misaligned(b, offset)), found)
+        assert_same_bits(conv2d(x, moved, b), found)
+        assert_same_bits(conv2d(x, kernels.pack_conv2d(moved), b), found)
+        assert_same_bits(conv2d(misaligned(x, offset), moved, misaligned(b, offset)), found)
 
 
 @pytest.mark.parametrize("how", STORED)
@@ -101,12 +104,12 @@ def test_the_blocking_changes_nothing(how, monkeypatch):
     """However many rows and panels a task has, packed weights or not, the result is the same."""
     x, w, b = normal(0, 2, 5, 4, 900), store(normal(1, 200, 900, 3, 3), how), normal(2, 2, 200)
     packed = kernels.pack_conv2d(w)
-    expected = kernels.conv2d(x, packed, b)
+    expected = conv2d(x, packed, b)
     for group, rows in ((1, 1), (2, 7), (3, 1000)):
         monkeypatch.setattr(gemm, "_GROUP", group)
         monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
-        assert_same_bits(kernels.conv2d(x, w, b), expected)
-        assert_same_bits(kernels.conv2d(x, packed, b), expected)
+        assert_same_bits(conv2d(x, w, b), expected)
+        assert_same_bits(conv2d(x, packed, b), expected)
 
 
 @pytest.mark.parametrize("case", ["one row", "3x3, batch", "several chunks, 3x3", "many pixels", "upsample, batch"])
@@ -114,27 +117,27 @@ def test_threads_change_nothing(case):
     x_shape, w_shape, stride, padding, upsample = CASES[case]
     x, w = normal(0, *x_shape), normal(1, *w_shape)
     b = normal(2, x_shape[0], w_shape[0])
-    assert_same_on_any_threads(lambda: kernels.conv2d(x, w, b, stride, padding, upsample=upsample))
+    assert_same_on_any_threads(lambda: conv2d(x, w, b, stride, padding, upsample=upsample))
 
 
 def test_images_do_not_depend_on_their_neighbours():
     x, w, b = normal(0, 3, 5, 7, 10), normal(1, 20, 10, 3, 3), normal(2, 3, 20)
-    whole = kernels.conv2d(x, w, b)
+    whole = conv2d(x, w, b)
     for i in range(3):
-        assert_same_bits(kernels.conv2d(x[i : i + 1], w, b[i]), whole[i : i + 1])
+        assert_same_bits(conv2d(x[i : i + 1], w, b[i]), whole[i : i + 1])
 
 
 def test_one_tap_is_a_linear_layer():
     x, w, b = normal(0, 2, 5, 7, 30), normal(1, 20, 30, 1, 1), normal(2, 20)
-    assert_same_bits(kernels.conv2d(x, w, b, padding=0), kernels.linear(x, w.reshape(20, 30), b))
+    assert_same_bits(conv2d(x, w, b, padding=0), kernels.linear(x, w.reshape(20, 30), b))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_special_values_reach_what_they_should(bad):
     x, w, b = normal(0, 1, 8, 9, 5), np.abs(normal(1, 18, 5, 3, 3)), normal(2, 18)
-    clean = kernels.conv2d(x, w, b)
+    clean = conv2d(x, w, b)
     x[0, 4, 5, 2] = bad
-    found = kernels.conv2d(x, w, b)
+    found = conv2d(x, w, b)
     hit = np.zeros((1, 8, 9), bool)
     hit[0, 3:6, 4:7] = True
     np.testing.assert_array_equal(found[hit], np.full((9, 18), bad, np.float32))
@@ -143,8 +146,8 @@ def test_special_values_reach_what_they_should(bad):
 
 def test_empty_batch():
     x, w = np.zeros((0, 6, 5, 3), np.float32), normal(0, 4, 3, 3, 3)
-    assert kernels.conv2d(x, w).shape == (0, 6, 5, 4)
-    assert kernels.conv2d(x, kernels.pack_conv2d(w), stride=2, upsample=True).shape == (0, 6, 5, 4)
+    assert conv2d(x, w).shape == (0, 6, 5, 4)
+    assert conv2d(x, kernels.pack_conv2d(w), stride=2, upsample=True).shape == (0, 6, 5, 4)
 
 
 X, W, B = normal(0, 2, 5, 6, 3), normal(1, 4, 3, 3, 3), normal(2, 4)

@@ -15,7 +15,7 @@ from kernels import isa
 
 ROOT = Path(__file__).resolve().parents[2]
 X86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="needs x86-64")
-OPS = ["test_gemm.py", "test_conv2d.py", "test_attention.py", "test_norm.py", "test_activations.py", "test_arrays.py"]
+OPS = [f"test_{name}.py" for name in ("gemm", "conv2d", "winograd", "attention", "norm", "activations", "arrays")]
 RUN_ROW = """
 import sys
 import pytest

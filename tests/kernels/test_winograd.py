@@ -1,0 +1,356 @@
+"""conv2d's second algorithm, Winograd's: against the NumPy twin, its accuracy, and when it is chosen."""
+
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+
+import kernels
+from kernels import winograd
+from kernels.gemm import WIDTH, Geometry
+from kernels.simd import LANES
+from tests import reference
+from tests.kernels.common import (
+    STORED,
+    assert_close,
+    assert_same_bits,
+    assert_same_on_any_threads,
+    fenced,
+    misaligned,
+    normal,
+    store,
+)
+
+CHUNK, TILES = winograd._CHUNK, winograd._TILES
+RAGGED = WIDTH + LANES  # output channels that fill one panel and part of a second one
+
+conv2d = partial(kernels.conv2d, algorithm="winograd")
+direct = partial(kernels.conv2d, algorithm="direct")
+
+
+def tolerance(channels: int) -> float:
+    """Allow this error relative to the largest of the results; the largest measured are 0.6 of it.
+
+    The transforms cost a constant factor; the running sum over the channels is a random walk.
+    """
+    return 5e-7 * (3 + math.sqrt(channels))
+
+
+# x shape, output channels, padding, upsample
+CASES = {
+    "one pixel": ((1, 1, 1, LANES), LANES, 1, False),
+    "one pixel, batch": ((3, 1, 1, LANES), RAGGED, 1, False),
+    "one row": ((1, 1, 30, LANES), LANES, 1, False),
+    "one column": ((1, 30, 1, LANES), RAGGED, 1, False),
+    "one tile": ((1, 4, 4, LANES), WIDTH, 1, False),
+    "one pixel more than a tile": ((1, 5, 5, 2 * LANES), LANES, 1, False),
+    "no padding, one output": ((1, 3, 3, LANES), LANES, 0, False),
+    "no padding": ((3, 9, 8, 2 * LANES), RAGGED, 0, False),
+    "padding 2": ((1, 7, 6, LANES), RAGGED, 2, False),
+    "padding 2, one pixel": ((1, 1, 1, LANES), LANES, 2, False),
+    "more padding than image": ((1, 2, 3, LANES), LANES, 9, False),
+    "uneven padding": ((1, 5, 6, LANES), LANES, ((2, 0), (0, 3)), False),
+    "right and bottom": ((3, 6, 7, LANES), RAGGED, ((0, 1), (0, 1)), False),
+    "left and top": ((1, 10, 9, LANES), LANES, ((1, 0), (4, 0)), False),
+    "upsample": ((1, 5, 4, LANES), LANES, 1, True),
+    "upsample, batch": ((3, 3, 7, 3 * LANES), RAGGED, 1, True),
+    "upsample, one pixel": ((1, 1, 1, LANES), LANES, 1, True),
+    "upsample, no padding": ((1, 3, 2, LANES), LANES, 0, True),
+    "upsample, uneven padding": ((1, 4, 3, LANES), LANES, ((0, 3), (2, 1)), True),
+    "one chunk": ((1, 6, 5, CHUNK), LANES, 1, False),
+    "a small last chunk": ((3, 6, 5, CHUNK + LANES), RAGGED, 1, False),
+    "several chunks": ((1, 7, 6, 3 * CHUNK), 2 * WIDTH, 1, False),
+    "several chunks, a small last one": ((1, 7, 6, 4 * CHUNK - LANES), RAGGED, 1, False),
+    "one block of tiles": ((1, 24, 32, LANES), LANES, 1, False),
+    "one tile more than a block": ((1, 28, 28, CHUNK + LANES), RAGGED, 1, False),
+    "several blocks, across images": ((3, 21, 26, CHUNK + LANES), RAGGED, 1, False),
+    "several blocks, upsample": ((3, 11, 9, LANES), LANES, 1, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_twin(case):
+    x_shape, c_out, padding, upsample = CASES[case]
+    x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, c_out)
+    rows = normal(3, x_shape[0], c_out)  # a bias for each image
+    options = {"padding": padding, "upsample": upsample}
+    close = partial(assert_close, tolerance=tolerance(x_shape[3]))
+    expected = reference.conv2d(x, w, b, **options)
+    found = conv2d(x, w, b, **options)
+    close(found, expected)
+    with fenced(*expected.shape) as out:
+        assert conv2d(x, kernels.pack_conv2d(w), b, **options, out=out) is out
+        assert_same_bits(out, found)
+    with fenced(*expected.shape) as out:
+        conv2d(x, w, rows, **options, out=out)
+        close(out, reference.conv2d(x, w, rows, **options))
+    residual = normal(4, *expected.shape, scale=5)
+    with fenced(*expected.shape) as out:
+        out[...] = residual
+        assert conv2d(x, w, rows, **options, out=out, accumulate=True) is out
+        close(out, reference.conv2d(x, w, rows, **options) + residual)
+    with fenced(*expected.shape, fill=3) as out:
+        conv2d(x, w, **options, out=out, accumulate=True)
+        close(out, reference.conv2d(x, w, **options) + 3)
+    with fenced(*expected.shape) as out:
+        conv2d(x, w, **options, out=out)
+        close(out, reference.conv2d(x, w, **options))
+
+
+@pytest.mark.parametrize("height", range(1, 14))
+def test_sizes(height):
+    w, b = normal(1, LANES, LANES, 3, 3), normal(2, LANES)
+    for width, padding in itertools.product(range(1, 14), (0, 1, 2)):
+        if min(height, width) + 2 * padding >= 3:
+            x = normal(0, 1, height, width, LANES)
+            expected = reference.conv2d(x, w, b, padding=padding)
+            with fenced(*expected.shape) as out:
+                conv2d(x, w, b, padding=padding, out=out)
+                assert_close(out, expected, tolerance(LANES))
+
+
+@pytest.mark.parametrize("c_in", sorted({*range(LANES, 8 * LANES, LANES), CHUNK, CHUNK + LANES, 2 * CHUNK}))
+def test_channels(c_in):
+    """Chunks of input channels and panels of output channels, full and not, are put together rightly."""
+    x = normal(0, 2, 5, 6, c_in)
+    for c_out in range(LANES, WIDTH + 4 * LANES, LANES):
+        w, b = normal(c_out, c_out, c_in, 3, 3), normal(2, 2, c_out)
+        with fenced(2, 5, 6, c_out) as out:
+            conv2d(x, w, b, out=out)
+            assert_close(out, reference.conv2d(x, w, b), tolerance(c_in))
+
+
+@pytest.mark.parametrize("how", STORED)
+@pytest.mark.parametrize(("c_in", "c_out"), [(LANES, LANES), (CHUNK, WIDTH), (CHUNK + LANES, RAGGED)])
+def test_stored_weights(how, c_in, c_out):
+    x, w, b = normal(0, 1, 7, 6, c_in), store(normal(1, c_out, c_in, 3, 3), how), normal(2, c_out)
+    found = conv2d(x, w, b)
+    assert_close(found, reference.conv2d(x, w, b), tolerance(c_in))
+    assert_same_bits(conv2d(x, reference.widen(w), b), found)
+    assert_same_bits(conv2d(x, kernels.pack_conv2d(w), b), found)
+    for offset in (1, 2, 6):
+        moved = misaligned(w, offset)  # read-only, too
+        assert_same_bits(conv2d(x, moved, b), found)
+        assert_same_bits(conv2d(x, kernels.pack_conv2d(moved), b), found)
+        assert_same_bits(conv2d(misaligned(x, offset), moved, misaligned(b, offset)), found)
+
+
+@pytest.mark.parametrize("case", ["several blocks, across images", "several blocks, upsample"])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_the_size_of_a_batch_changes_nothing(case, blocks, monkeypatch):
+    (n, height, width, c_in), c_out, padding, upsample = CASES[case]
+    x, w, b = normal(0, n, height, width, c_in), normal(1, c_out, c_in, 3, 3), normal(2, n, c_out)
+    out = normal(3, *reference.conv2d(x, w, b, padding=padding, upsample=upsample).shape)
+    expected = conv2d(x, w, b, padding=padding, upsample=upsample, out=out.copy(), accumulate=True)
+    monkeypatch.setattr(winograd, "_BATCH", blocks * 36 * 4 * c_in * TILES)
+    conv2d(x, w, b, padding=padding, upsample=upsample, out=out, accumulate=True)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("case", ["one pixel", "several chunks", "several blocks, across images", "upsample, batch"])
+def test_threads_change_nothing(case):
+    x_shape, c_out, padding, upsample = CASES[case]
+    x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, x_shape[0], c_out)
+    assert_same_on_any_threads(lambda: conv2d(x, w, b, padding=padding, upsample=upsample))
+
+
+def test_callers_in_two_threads_do_not_meet():
+    cases = [(normal(i, 1, 9 + i, 30, LANES * (i + 1)), normal(i, WIDTH, LANES * (i + 1), 3, 3)) for i in range(4)]
+    expected = [conv2d(x, w) for x, w in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, right in zip(pool.map(lambda case: conv2d(*case), cases), expected, strict=True):
+                assert_same_bits(found, right)
+
+
+def test_upsampling_is_repetition():
+    x, w = normal(0, 2, 7, 5, LANES), normal(1, RAGGED, LANES, 3, 3)
+    assert_same_bits(conv2d(x, w, upsample=True), conv2d(x.repeat(2, axis=1).repeat(2, axis=2), w))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (13, 22), (30, 30)])  # tiles: 2, 24 (two images fill a block), 64
+def test_images_do_not_depend_on_their_neighbours(size):
+    x, w, b = normal(0, 5, *size, CHUNK + LANES), normal(1, RAGGED, CHUNK + LANES, 3, 3), normal(2, 5, RAGGED)
+    whole = conv2d(x, w, b)
+    for i in range(5):
+        assert_same_bits(conv2d(x[i : i + 1], w, b[i]), whole[i : i + 1])
+    assert_same_bits(conv2d(x[1:4], w, b[1:4]), whole[1:4])
+    x[2] = np.nan
+    found = conv2d(x, w, b)
+    assert np.isnan(found[2]).all()
+    assert_same_bits(np.delete(found, 2, 0), np.delete(whole, 2, 0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [(0, 0), (3, 4), (5, 6), (8, 9)])
+def test_special_values_in_x_stay_in_the_tiles_that_read_them(bad, where):
+    """What depends on a bad pixel is not finite; in the same tiles other pixels may be lost, none elsewhere."""
+    x, w, b = normal(0, 1, 9, 10, CHUNK + LANES), normal(1, RAGGED, CHUNK + LANES, 3, 3), normal(2, RAGGED)
+    clean = conv2d(x, w, b)
+    x[(0, *where, CHUNK)] = bad
+    found = conv2d(x, w, b)
+    rows, columns = (np.arange(size) for size in found.shape[1:3])
+    near = np.ix_(abs(rows - where[0]) <= 1, abs(columns - where[1]) <= 1)
+    assert not np.isfinite(found[0][near]).any()
+    # The tile of outputs 4i to 4i + 3 reads pixels 4i - 1 to 4i + 4.
+    row_hit, column_hit = (abs(i // 4 * 4 + 1.5 - p) < 3 for i, p in ((rows, where[0]), (columns, where[1])))
+    spared = ~(row_hit[:, None] & column_hit)
+    assert spared.any()
+    assert_same_bits(found[0][spared], clean[0][spared])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("how", STORED)
+def test_special_values_in_a_filter_stay_in_its_channel(bad, how):
+    x, w = normal(0, 2, 6, 7, CHUNK + LANES), normal(1, RAGGED, CHUNK + LANES, 3, 3)
+    clean = conv2d(x, store(w, how))
+    w[LANES + 1, CHUNK + 1, 1, 1] = bad
+    found = conv2d(x, store(w, how))
+    assert not np.isfinite(found[..., LANES + 1]).any()
+    assert_same_bits(np.delete(found, LANES + 1, 3), np.delete(clean, LANES + 1, 3))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_special_values_in_bias_and_residual(bad):
+    x, w, b = normal(0, 2, 6, 7, LANES), normal(1, RAGGED, LANES, 3, 3), normal(2, 2, RAGGED)
+    out = normal(3, 2, 6, 7, RAGGED)
+    expected = conv2d(x, w, b, out=out.copy(), accumulate=True)
+    b[1, 3], out[0, 5, 6, WIDTH] = bad, bad
+    expected[1, :, :, 3], expected[0, 5, 6, WIDTH] = bad, bad
+    np.testing.assert_array_equal(conv2d(x, w, b, out=out, accumulate=True), expected)
+
+
+def test_zeros_give_the_bias():
+    w, b = normal(1, RAGGED, LANES, 3, 3), normal(2, RAGGED)
+    found = conv2d(np.zeros((1, 6, 7, LANES), np.float32), w, b)
+    assert_same_bits(found, np.ascontiguousarray(np.broadcast_to(b, (1, 6, 7, RAGGED))))
+    np.testing.assert_array_equal(conv2d(normal(0, 1, 6, 7, LANES), np.zeros_like(w), b), found)
+
+
+def test_empty_batch():
+    x, w = np.zeros((0, 6, 5, LANES), np.float32), normal(0, RAGGED, LANES, 3, 3)
+    assert conv2d(x, w).shape == (0, 6, 5, RAGGED)
+    assert conv2d(x, kernels.pack_conv2d(w), upsample=True).shape == (0, 12, 10, RAGGED)
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+# Channels of the 3x3 convolutions at stride 1 of SD 1.5's UNet and VAE.
+UNET = [
+    *[(320, 320), (640, 320), (960, 320)],
+    *[(320, 640), (640, 640), (960, 640), (1280, 640), (1920, 640)],
+    *[(640, 1280), (1280, 1280), (1920, 1280), (2560, 1280)],
+]
+VAE = [(512, 512), (512, 256), (256, 256), (256, 128), (128, 128)]
+
+
+def exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Convolve in float64, with padding 1, as one product; returns float64."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))  # (n, h, w, c, 3, 3)
+    result = patches.reshape(-1, w[0].size) @ w.astype(np.float64).reshape(len(w), -1).T
+    return result.reshape(*x.shape[:3], -1)
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), UNET + VAE)
+def test_accuracy(c_in, c_out):
+    """Inputs as after a group norm and SiLU, filters that keep the variance, 8x8 pixels.
+
+    Largest errors measured, relative to the largest value, alike on all rows of the dispatch table: direct 2.7e-7 (128
+    channels) to 4.9e-7, Winograd 8e-7 (128) to 1.9e-6 (2560). Root mean squares: to 8.2e-8, to 2.2e-7.
+    """
+    random = np.random.default_rng(c_in + c_out)
+    x = random.standard_normal((1, 8, 8, c_in), np.float32)
+    x /= 1 + np.exp(-x)
+    w = random.standard_normal((c_out, c_in, 3, 3), np.float32) / np.float32(math.sqrt(9 * c_in))
+    expected = exact(x, w)
+    for convolve, largest, typical in ((direct, 1e-6, 1.6e-7), (conv2d, 4e-6, 4.5e-7)):
+        error = (convolve(x, w) - expected) / np.abs(expected).max()
+        assert np.abs(error).max() < largest
+        assert np.sqrt(np.square(error).mean()) < typical
+
+
+# --- the choice of an algorithm ---------------------------------------------------------------------------------------
+
+
+def geometry(height: int, width: int, taps: int = 3, stride: int = 1, images: int = 1) -> Geometry:
+    """A convolution that makes height x width pixels."""
+    return Geometry(images, height * stride, width * stride, height, width, taps, taps, stride, taps // 2, taps // 2)
+
+
+def test_suits():
+    for channels in (LANES, 320, 1280, 2560):
+        for side in range(8, 129, 4):
+            assert winograd.suits(channels, 320, geometry(side, side))
+        for tiny in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 64), (64, 1)):
+            assert not winograd.suits(channels, 320, geometry(*tiny))
+    assert not winograd.suits(320, 320, geometry(64, 64, stride=2))
+    assert not winograd.suits(320, 320, geometry(64, 64, taps=1))
+    assert not winograd.suits(320, 320, geometry(64, 64, taps=5))
+    assert not winograd.suits(LANES // 2, 320, geometry(64, 64))  # latents have 4 channels, images 3
+    assert not winograd.suits(320, LANES // 2, geometry(64, 64))
+    assert not winograd.suits(LANES + 1, LANES, geometry(64, 64))
+    assert not winograd.suits(3, 128, geometry(512, 512))
+
+
+def test_the_choice_does_not_depend_on_the_batch():
+    for height, width in itertools.product(range(1, 20), repeat=2):
+        answers = {winograd.suits(320, 640, geometry(height, width, images=images)) for images in (1, 2, 100)}
+        assert len(answers) == 1
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("how", STORED)
+def test_auto_is_one_of_the_two(how, upsample):
+    """Images of any number, packed weights or not: each is computed as the choice for one image says."""
+    w, b = store(normal(1, RAGGED, CHUNK, 3, 3), how), normal(2, RAGGED)
+    chosen = set()
+    for size in (1, 3, 4, 8, 9):
+        x, out_size = normal(0, 3, size, size, CHUNK), size << upsample
+        suits = winograd.suits(CHUNK, RAGGED, geometry(out_size, out_size))
+        chosen.add(suits)
+        expected = (conv2d if suits else direct)(x, w, b, upsample=upsample)
+        assert_same_bits(kernels.conv2d(x, w, b, upsample=upsample), expected)
+        assert_same_bits(kernels.conv2d(x, kernels.pack_conv2d(w), b, upsample=upsample), expected)
+        assert_same_bits(kernels.conv2d(x[:1], w, b, upsample=upsample), expected[:1])
+    assert chosen == {False, True}
+
+
+def test_auto_takes_the_direct_one_where_only_that_can():
+    x, w = normal(0, 1, 16, 16, LANES), normal(1, LANES, LANES, 3, 3)
+    assert_same_bits(kernels.conv2d(x, w, stride=2), direct(x, w, stride=2))
+    w = normal(1, LANES - 1, LANES, 3, 3)
+    assert_same_bits(kernels.conv2d(x, w), direct(x, w))
+    x, w = normal(0, 1, 16, 16, LANES - 1), normal(1, LANES, LANES - 1, 3, 3)
+    assert_same_bits(kernels.conv2d(x, w), direct(x, w))
+
+
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "taps", "stride"),
+    [
+        (LANES, LANES, 3, 2),
+        (LANES, LANES, 1, 1),
+        (LANES, LANES, 5, 1),
+        (LANES + 1, LANES, 3, 1),
+        (LANES, LANES - 1, 3, 1),
+        (LANES // 2, LANES, 3, 1),
+        (LANES, LANES // 2, 3, 1),
+    ],
+)
+@pytest.mark.parametrize("images", [0, 1])
+def test_refuses_what_it_cannot_do(c_in, c_out, taps, stride, images):
+    x, w = normal(0, images, 8, 8, c_in), normal(1, c_out, c_in, taps, taps)
+    message = rf"^algorithm: winograd cannot do {taps}x{taps} .* stride {stride} and {c_in} to {c_out} .*of {LANES}$"
+    for weight in (w, kernels.pack_conv2d(w)):
+        with pytest.raises(ValueError, match=message):
+            conv2d(x, weight, stride=stride)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "", "Winograd", None, 4])
+def test_refuses_an_unknown_algorithm(algorithm):
+    x, w = normal(0, 1, 8, 8, LANES), normal(1, LANES, LANES, 3, 3)
+    with pytest.raises(ValueError, match=r"^algorithm: found .*, expected auto, direct or winograd$"):
+        kernels.conv2d(x, w, algorithm=algorithm)
