@@ -239,7 +239,7 @@ def attention(
         raise ValueError(
             f"k, v: found shapes {k.shape} and {v.shape} for q {q.shape}, expected ({n}, keys, {c}) for both"
         )
-    if not isinstance(heads, int) or heads < 1 or c % heads or not c:
+    if not isinstance(heads, (int, np.integer)) or heads < 1 or c % heads or not c:
         raise ValueError(f"heads: found {heads!r} for {c} channels, expected a whole number that divides them")
     out = output(out, q.shape, q, k, v)
     if not out.size:

@@ -118,15 +118,15 @@ def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry) -> st
 
 
 def _geometry(x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, upsample: bool) -> Geometry:
-    if not isinstance(stride, int) or stride < 1:
+    if not isinstance(stride, (int, np.integer)) or stride < 1:
         raise ValueError(f"stride: found {stride!r}, expected a whole number from 1 on")
-    if isinstance(padding, int):
+    if isinstance(padding, (int, np.integer)):
         padding = ((padding, padding), (padding, padding))
     try:
         (top, bottom), (left, right) = padding
     except (TypeError, ValueError):
         raise ValueError(f"padding: found {padding!r}, expected a number or ((top, bottom), (left, right))") from None
-    if not all(isinstance(side, int) for side in (top, bottom, left, right)):
+    if not all(isinstance(side, (int, np.integer)) for side in (top, bottom, left, right)):
         raise TypeError(f"padding: found {padding!r}, expected whole numbers")
     if min(top, bottom, left, right) < 0:
         raise ValueError(f"padding: found {padding!r}, expected no negative number")

@@ -55,19 +55,25 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def user_cache() -> Path | None:
+    """Return the folder that holds the user's caches; None if the user has no home."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    if sys.platform == "darwin":
+        user = "~/Library/Caches"
+    elif sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA", "~")
+    user = os.path.expanduser(user)
+    return Path(user) if os.path.isabs(user) else None
+
+
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
     """Return the folder for compiled kernels: ``NUMBA_CACHE_DIR`` or the user's cache; None if none can be written."""
     if numba.config.CACHE_DIR:
         bases = [Path(numba.config.CACHE_DIR)]
     else:
-        user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        if sys.platform == "darwin":
-            user = "~/Library/Caches"
-        elif sys.platform == "win32":
-            user = os.environ.get("LOCALAPPDATA", "~")
         owner = os.getuid() if hasattr(os, "getuid") else "user"
-        bases = [Path(user).expanduser(), Path(tempfile.gettempdir()) / f"cache-{owner}"]
+        bases = [*filter(None, [user_cache()]), Path(tempfile.gettempdir()) / f"cache-{owner}"]
     for base in bases:
         folder = base / "sd-numba" / _fingerprint()
         try:

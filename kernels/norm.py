@@ -125,7 +125,7 @@ def group_norm(
     if x.ndim < 3:
         raise ValueError(f"x: found {x.ndim} dimensions {x.shape}, expected at least 3: (n, ..., c)")
     n, c = x.shape[0], x.shape[-1]
-    if not isinstance(groups, int) or groups < 1 or c % groups:
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or c % groups:
         raise ValueError(f"groups: found {groups!r} for {c} channels, expected a whole number that divides them")
     check_shape("weight", weight, (c,))
     check_shape("bias", bias, (c,))

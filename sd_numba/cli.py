@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +21,13 @@ import numpy as np
 import kernels
 
 from . import __version__, profiler
+from .arguments import check_side, resolve_seeds
 from .checkpoint import open_model
 from .describe import check_model, describe
 from .errors import InputError, SdNumbaError
 from .metadata import Parameters, check_output, model_hash, sampler_title, save_png
-from .pipeline import PRECISIONS, WEIGHT_POLICIES, StableDiffusionPipeline, resolve_seeds, to_pil
-from .samplers import canonical_sampler_name
+from .pipeline import PRECISIONS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
+from .samplers import SAMPLER_NAMES
 from .schedule import NoiseSchedule
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import Tokenizer
@@ -28,6 +35,8 @@ from .unet import UNet, UNetConfig
 from .weights import Weights
 
 EXAMPLE = 'sd-numba generate "a red apple on a blue background"'
+SPACINGS = ("normal", "karras", "exponential")
+MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
 CLIP_PROMPTS = ("a cat on a beach", "a red apple on a blue background", "")
 NOISE_TIMES = (1, 10, 100, 500, 750, 999)
 
@@ -43,8 +52,13 @@ class _Group(click.Group):
         except MemoryError:
             raise click.ClickException("out of memory; choose a smaller size, or --weights mmap") from None
         except KeyboardInterrupt:
-            click.echo("\nstopped by Ctrl-C; the picture in progress was not written", err=True)
+            click.echo("\nstopped by Ctrl-C; nothing unfinished was written", err=True)
             ctx.exit(130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head`: click ends quietly
+                raise
+            what = f"{error.filename}: " if error.filename else "output cannot be written: "
+            raise click.ClickException(f"{what}{error.strerror or error}") from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,13 +75,44 @@ def _warm_up() -> None:
     """Compile what this CPU still lacks, saying so."""
     start = time.perf_counter()
     compiled = 0
-    for index, total, name in kernels.warmup():
-        if not index:
-            click.echo(f"First run on this machine: compiling {total} kernels, once.", err=True)
-        click.echo(f"  kernel {index + 1} of {total}: {name}", err=True)
-        compiled = total
+    with _ctrl_c_kept() as raise_kept:
+        for index, total, name in kernels.warmup():
+            raise_kept()
+            if not index:
+                click.echo(f"First run on this machine: compiling {total} kernels, once.", err=True)
+            click.echo(f"  kernel {index + 1} of {total}: {name}", err=True)
+            compiled = total
+        raise_kept()
     if compiled:
         click.echo(f"  done in {time.perf_counter() - start:.1f} s", err=True)
+
+
+@contextmanager
+def _ctrl_c_kept() -> Iterator[Callable[[], None]]:
+    """Keep a Ctrl-C until the function that this yields is called; a second one ends the process at once.
+
+    LLVM calls back into Python, and a KeyboardInterrupt that arises there is printed as a traceback and then lost.
+    """
+    kept = False
+
+    def keep(*_: Any) -> None:
+        nonlocal kept
+        kept = True
+        os.write(2, b"\nstopping after this kernel; Ctrl-C again stops at once\n")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def raise_kept() -> None:
+        if kept:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield raise_kept
+        return
+    previous = signal.signal(signal.SIGINT, keep)
+    try:
+        yield raise_kept
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _model_argument(command: Any) -> Any:
@@ -76,7 +121,7 @@ def _model_argument(command: Any) -> Any:
 
 def _threads_option(command: Any) -> Any:
     return click.option(
-        "-t", "--threads", type=int, default=0, show_default="physical cores", help="Threads; 0 or less: all cores."
+        "-t", "--threads", type=int, default=0, show_default=True, help="Threads; 0 or less: all physical cores."
     )(command)
 
 
@@ -94,24 +139,37 @@ def _threads_option(command: Any) -> Any:
     "--cfg-scale", "--guidance-scale", "scale", type=float,
     help="Guidance; 1 is none.  [default: the model's own, or 7.5]",
 )  # fmt: skip
-@click.option("-s", "--seed", default=-1, show_default=True, help="Seed; negative: a random one.")
+@click.option("-s", "--seed", default=-1, show_default=True, help="Number of the noise; negative: a random one.")
 @click.option("-W", "--width", type=int, help="Pixels.  [default: the model's own]")
 @click.option("-H", "--height", type=int, help="Pixels.  [default: the model's own]")
-@click.option("--sampler", "--sampling-method", "sampler", metavar="NAME", help="[default: the model's own]")
-@click.option("--scheduler", "spacing", type=click.Choice(["normal", "karras", "exponential"]), default="normal")
-@click.option("--eta", default=0.0, show_default=True, help="Noise that ddim adds.")
+@click.option(
+    "--sampler", "--sampling-method", "sampler", metavar="NAME",
+    help=f"{', '.join(name for name in SAMPLER_NAMES if not name.endswith(SPACINGS))}.  [default: the model's own]",
+)  # fmt: skip
+@click.option(
+    "--scheduler", "spacing", type=click.Choice(SPACINGS), default="normal", show_default=True,
+    help="Spacing of the noise levels; normal: what the sampler's name or the model says.",
+)  # fmt: skip
+@click.option("--eta", default=0.0, show_default=True, help="Noise that ddim adds: 0 none, 1 as much as ddpm.")
 @click.option("-b", "--batch-count", default=1, show_default=True, help="Pictures, with seeds counted on.")
 @click.option(
-    "--rng", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Noise as torch's on."
-)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True)
-@click.option("--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True)
+    "--rng", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="Noise of a seed as torch makes it on the CPU, or as AUTOMATIC1111 on a GPU.",
+)  # fmt: skip
+@click.option("--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True, help="Of the arithmetic.")
+@click.option(
+    "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
+    help="Keep packed copies of the weights in memory (faster), or not; auto packs small networks.",
+)  # fmt: skip
 @_threads_option
 @click.option("--no-metadata", is_flag=True, help="Do not say in the PNG how it was made.")
 @click.option("--profile", is_flag=True, help="Time and GFLOP of each kind of layer.")
 @click.option("-v", "--verbose", is_flag=True, help="Seconds of each stage.")
 def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> None:
-    """Make a picture from PROMPT."""
+    """Make a picture from PROMPT and write it as PNG.
+
+    Example: sd-numba generate "a red apple on a blue background" --steps 20 --seed 42 -o apple.png
+    """
     if prompt is not None and prompt_option is not None:
         raise click.UsageError("found two prompts, as an argument and with -p; expected one")
     prompt = prompt if prompt is not None else prompt_option
@@ -119,30 +177,30 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
         raise click.UsageError(f"no prompt; try: {EXAMPLE}")
     kernels.set_threads(options["threads"])
     count = options["batch_count"]
-    if count < 1:
-        raise InputError(f"batch-count: found {count}, expected a whole number from 1 on")
+    if not 1 <= count <= MAX_BATCH:
+        raise InputError(f"batch-count: found {count}, expected a whole number from 1 to {MAX_BATCH}")
     seeds = resolve_seeds(options["seed"], count)
     paths = output_paths(options["output"], seeds)
     for path in paths:
         check_output(path)
     start = time.perf_counter()
-    pipe = StableDiffusionPipeline.from_pretrained(
-        options["model"], precision=options["precision"], weights=options["weights"]
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(options["model"], precision=options["precision"], weights="mmap")
     stages = {"load": time.perf_counter() - start}
-    _say_what_is_cut(pipe, prompt, options["negative_prompt"])
-    _warn_about_size(pipe, options["width"], options["height"])
     options["steps"] = options["steps"] if options["steps"] is not None else pipe.defaults["num_inference_steps"]
     options["scale"] = options["scale"] if options["scale"] is not None else pipe.defaults["guidance_scale"]
-    name = canonical_sampler_name(options["sampler"] or pipe.defaults["scheduler"])
-    if options["spacing"] != "normal":
-        name = canonical_sampler_name(f"{name}-{options['spacing']}")
+    name = _spaced(pipe.scheduler_name(options["sampler"]), options["spacing"])
     # For its errors, before kernels compile; generate() itself computes nothing.
     requests = [_request(pipe, prompt, seed, name, options) for seed in seeds]
+    _say_what_is_cut(pipe, "prompt", prompt)
+    _say_what_is_cut(pipe, "negative prompt", options["negative_prompt"])
+    _warn_about_size(options["width"], options["height"])
     _warm_up()
+    start = time.perf_counter()
+    pipe.pack(options["weights"])
+    stages["load"] += time.perf_counter() - start
     for seed, path, request in zip(seeds, paths, requests, strict=True):
         with profiler.profile() as rows:
-            images = _draw(pipe, request, stages)
+            images = _draw(pipe, request, options["steps"], stages)
         start = time.perf_counter()
         metadata = None if options["no_metadata"] else _metadata(pipe, prompt, seed, name, images, options)
         save_png(path, to_pil(images)[0], metadata)
@@ -170,29 +228,52 @@ def _request(pipe: StableDiffusionPipeline, prompt: str, seed: int, sampler: str
     )
 
 
-def _draw(pipe: StableDiffusionPipeline, steps: Any, stages: dict[str, float]) -> np.ndarray:
-    """Run the steps under a progress bar and decode the result; adds to the seconds of each stage."""
+def _spaced(sampler: str, spacing: str) -> str:
+    """Name the sampler with this spacing of its noise levels."""
+    if spacing == "normal" or sampler.endswith(f"-{spacing}"):
+        return sampler
+    if f"{sampler}-{spacing}" not in SAMPLER_NAMES:
+        able = [name.removesuffix(f"-{spacing}") for name in SAMPLER_NAMES if name.endswith(f"-{spacing}")]
+        raise InputError(
+            f"scheduler: found {spacing} for sampler {sampler}, expected one of the samplers {', '.join(able)}"
+        )
+    return f"{sampler}-{spacing}"
+
+
+def _draw(pipe: StableDiffusionPipeline, steps: Any, expected: int, stages: dict[str, float]) -> np.ndarray:
+    """Run the steps under a progress bar and decode the result; adds to the seconds of each stage.
+
+    Some samplers call the network more than once a step, so the `expected` length of the bar is corrected by the first.
+    """
     start = time.perf_counter()
-    step = next(steps)
-    stages["text"] = stages.get("text", 0.0) + time.perf_counter() - start - step.seconds
-    sampling = step.seconds
+    sampling = 0.0
     bar: Any
     with click.progressbar(
-        length=step.total, label="sampling", file=sys.stderr, show_pos=True, item_show_func=_pace
+        length=expected, label="sampling", file=sys.stderr, show_pos=True, show_eta=False, item_show_func=_pace
     ) as bar:
-        bar.update(1, step.seconds)
         for step in steps:
             sampling += step.seconds
-            bar.update(1, step.seconds)
+            mean = sampling / (step.index + 1)
+            bar.length = step.total
+            bar.update(1, (mean, mean * (step.total - step.index - 1)))
+    if not sys.stderr.isatty():  # where click shows only the label
+        click.echo(f"{step.total} steps, {_pace((mean, 0))}", err=True)
+    stages["text"] = stages.get("text", 0.0) + time.perf_counter() - start - sampling
     stages["sampling"] = stages.get("sampling", 0.0) + sampling
+    click.echo("decoding", err=True)
     start = time.perf_counter()
     images = pipe.decode(step.latents)
     stages["decode"] = stages.get("decode", 0.0) + time.perf_counter() - start
     return images
 
 
-def _pace(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds:.2f} s/it"
+def _pace(times: tuple[float, float] | None) -> str | None:
+    """Say how long a step takes on average and how long the rest will take."""
+    if times is None:
+        return None
+    mean, left = times
+    minutes, seconds = divmod(round(left), 60)
+    return f"{mean:.2f} s/it{f', {minutes}:{seconds:02} left' if left else ''}"
 
 
 def output_paths(pattern: str, seeds: list[int]) -> list[Path]:
@@ -205,28 +286,28 @@ def output_paths(pattern: str, seeds: list[int]) -> list[Path]:
     """
     if not pattern:
         raise InputError("output: found nothing, expected the name of a file, such as output.png")
-    numbered = re.search(r"%(0\d+)?d", pattern)
+    number = r"%\d{0,2}d"
+    numbered = re.search(number, pattern)
     if len(seeds) > 1 and not numbered and "{seed}" not in pattern:
         path = Path(pattern)
         pattern = str(path.with_name(f"{path.stem}-%03d{path.suffix}"))
     paths = []
     for index, seed in enumerate(seeds):
         name = pattern.replace("{seed}", str(seed))
-        paths.append(Path(re.sub(r"%(0\d+)?d", lambda match: match[0] % (index + 1), name)))  # noqa: B023
+        paths.append(Path(re.sub(number, lambda match: match[0] % (index + 1), name)))  # noqa: B023
     return paths
 
 
-def _say_what_is_cut(pipe: StableDiffusionPipeline, *texts: str) -> None:
-    for text in texts:
-        cut = pipe.tokenizer.truncated(text)
-        if cut:
-            room = pipe.tokenizer.max_length - 2
-            click.echo(f"The prompt is longer than {room} tokens; this is cut off: {cut!r}", err=True)
+def _say_what_is_cut(pipe: StableDiffusionPipeline, name: str, text: str) -> None:
+    cut = pipe.tokenizer.truncated(text)
+    if cut:
+        room = pipe.tokenizer.max_length - 2
+        click.echo(f"The {name} is longer than {room} tokens; this is cut off: {cut!r}", err=True)
 
 
-def _warn_about_size(pipe: StableDiffusionPipeline, *sizes: int | None) -> None:
+def _warn_about_size(*sizes: int | None) -> None:
     for size in sizes:
-        if size and size % 64 and not size % pipe.vae.factor:
+        if size and size % 64:
             click.echo(f"Note: {size} pixels is not a multiple of 64; pictures may be less good.", err=True)
 
 
@@ -254,7 +335,10 @@ def _metadata(
 @main.command()
 @_model_argument
 def test(model: str | None) -> None:
-    """Check the files of MODEL: names, shapes, dtypes, counts, and every value for NaN."""
+    """Check the files of MODEL (by default the embedded model).
+
+    Names, shapes, dtypes and counts of its tensors, and every value for NaN; the exit status says whether it is sound.
+    """
     sound = True
     for report in check_model(model):
         click.echo(str(report))
@@ -266,13 +350,19 @@ def test(model: str | None) -> None:
 @main.command()
 @click.argument("file", type=click.Path())
 def info(file: str) -> None:
-    """Say how a picture was made, or what a model file or folder holds."""
+    """Say what a picture or a model is.
+
+    How a picture was made (from the text in its PNG file), or what a safetensors file or a model's folder holds.
+    """
     click.echo(describe(file))
 
 
 @main.command()
 def warmup() -> None:
-    """Compile every kernel for this CPU and keep it in the cache."""
+    """Compile every kernel for this CPU, once.
+
+    They are kept in the user's cache folder (or in $NUMBA_CACHE_DIR); without this, the first run compiles them.
+    """
     _warm_up()
     click.echo("all kernels are ready")
 
@@ -281,7 +371,10 @@ def warmup() -> None:
 @_model_argument
 @_threads_option
 def clip_test(model: str | None, threads: int) -> None:
-    """Encode three prompts and print the shape and the range of what comes out."""
+    """Encode three prompts with MODEL's text encoder.
+
+    Prints the shape and the range of what comes out. By default with the embedded model.
+    """
     kernels.set_threads(threads)
     folder = open_model(model)
     config = TextEncoderConfig.from_dict(folder.text_encoder)
@@ -299,7 +392,10 @@ def clip_test(model: str | None, threads: int) -> None:
 
 @main.command("noise-test")
 def noise_test() -> None:
-    """Print beta, alpha and alpha-bar of every noise schedule at a few timesteps."""
+    """Print the noise schedules at a few timesteps.
+
+    Beta, alpha and alpha-bar of the linear, cosine and scaled-linear (Stable Diffusion's) schedules of 1000 steps.
+    """
     for kind in ("linear", "cosine", "scaled_linear"):
         schedule = NoiseSchedule(kind)
         click.echo(f"{kind}\n{'t':>6}{'beta':>12}{'alpha':>12}{'alpha-bar':>12}")
@@ -315,7 +411,10 @@ def noise_test() -> None:
 @click.option("-H", "--height", type=int, help="Pixels.  [default: the model's own]")
 @click.option("-b", "--batch", default=2, show_default=True, help="Latents; 2 is one picture with guidance.")
 def diffusion_test(model: str | None, threads: int, width: int | None, height: int | None, batch: int) -> None:
-    """Run the UNet once on random latents: shapes, range, time, GFLOP/s."""
+    """Run MODEL's UNet on random latents and time it.
+
+    Prints shapes, range, seconds and GFLOP/s of the second of two passes. By default with the embedded model.
+    """
     kernels.set_threads(threads)
     folder = open_model(model)
     config = UNetConfig.from_dict(folder.unet)
@@ -324,7 +423,11 @@ def diffusion_test(model: str | None, threads: int, width: int | None, height: i
     weights.finish()
     factor = 2 ** (len(folder.vae.get("block_out_channels", [0] * 4)) - 1)
     side = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
-    h, w = (height or side[0] * factor) // factor, (width or side[1] * factor) // factor
+    for name, value in (("height", height), ("width", width)):
+        if value is not None:
+            check_side(name, value, factor)
+    h = side[0] if height is None else height // factor
+    w = side[1] if width is None else width // factor
     if not 0 < batch * h * w <= 1 << 20:
         raise InputError(f"size: found {batch} latents of {w}x{h}, expected between 1 and 2**20 latent pixels")
     _warm_up()
@@ -341,7 +444,3 @@ def diffusion_test(model: str | None, threads: int, width: int | None, height: i
 def _range(x: np.ndarray) -> str:
     finite = "" if np.isfinite(x).all() else ", NOT FINITE"
     return f"{x.min():.4g} .. {x.max():.4g}, mean {x.mean():.4g}, std {x.std():.4g}{finite}"
-
-
-if __name__ == "__main__":
-    main()

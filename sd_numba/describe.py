@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import ModelFolder, find_weights, open_model
-from .errors import ModelError
+from .errors import ModelError, SdNumbaError
 from .metadata import read_parameters
+from .samplers import make_sampler, sampler_name_from_config
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import Tokenizer
 from .unet import UNet, UNetConfig
@@ -115,7 +116,7 @@ def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
     yield _check_tokenizer(model)
     for component in NETWORKS:
         yield _check_network(model, component)
-    yield Report("scheduler", str(model.scheduler.get("_class_name", "no class named")))
+    yield _check_scheduler(model)
 
 
 def _check_tokenizer(model: ModelFolder) -> Report:
@@ -145,6 +146,20 @@ def _check_network(model: ModelFolder, component: str) -> Report:
     contents = str(Contents.of(map(weights.info, weights.names())))
     unused = f" (and {', '.join(weights.unused)}, not needed)" if weights.unused else ""
     return Report(component, contents + unused, tuple(faults))
+
+
+def _check_scheduler(model: ModelFolder) -> Report:
+    contents = str(model.scheduler.get("_class_name", "no class named"))
+    try:
+        name = sampler_name_from_config(model.scheduler)
+    except ModelError:  # no fault of the files: the model runs with any other sampler
+        name = "euler"
+        contents += " (not supported: choose a sampler)"
+    try:
+        make_sampler(name, model.scheduler).plan(20)
+    except SdNumbaError as error:
+        return Report("scheduler", contents, (str(error),))
+    return Report("scheduler", contents)
 
 
 def describe(path: str | os.PathLike[str]) -> str:

@@ -22,28 +22,17 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from kernels.jit import user_cache
+
 from .errors import InputError
+from .samplers import DISPLAY_NAMES
 
 KEYWORD = "parameters"
 NEGATIVE = "Negative prompt: "
 # One pair of the last line; a value with a comma, colon or newline is written as a JSON string.
 PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+AUTOMATIC = "Automatic"  # the web UI leaves this schedule type out
 MIN_PAIRS = 3  # with fewer, the last line belongs to the prompt
-
-SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2m-sde": "DPM++ 2M SDE",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "pndm": "PLMS",
-    "unipc": "UniPC",
-}
-SCHEDULES = {"karras": "Karras", "exponential": "Exponential"}
 
 
 @dataclass(frozen=True)
@@ -67,10 +56,8 @@ def sampler_title(name: str) -> dict[str, str]:
     >>> sampler_title("dpm++2m-karras")
     {'Sampler': 'DPM++ 2M', 'Schedule type': 'Karras'}
     """
-    stem, _, schedule = name.rpartition("-")
-    if schedule in SCHEDULES:
-        return {"Sampler": SAMPLERS.get(stem, stem), "Schedule type": SCHEDULES[schedule]}
-    return {"Sampler": SAMPLERS.get(name, name)}
+    sampler, schedule = DISPLAY_NAMES.get(name, (name, AUTOMATIC))
+    return {"Sampler": sampler} | ({} if schedule == AUTOMATIC else {"Schedule type": schedule})
 
 
 def format_parameters(parameters: Parameters) -> str:
@@ -145,7 +132,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):  # a device or a pipe, such as /dev/stdout
         return
     if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder {path.parent} does not exist")
+        raise InputError(f"{path}: its folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: its folder {path.parent} is not writable")
 
@@ -220,7 +207,7 @@ def model_hash(files: Sequence[Path]) -> str:
     """
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(stats).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "sd-numba" / "hashes.json"
+    cache = (user_cache() or Path(os.devnull)) / "sd-numba" / "hashes.json"
     try:
         known = dict(json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .arguments import check_choice, check_prompts, check_size, check_whole, resolve_seeds
 from .checkpoint import ModelFolder, open_model
 from .errors import InputError, ModelError
 from .noise import make_noise
-from .samplers import SAMPLER_NAMES, Sampler, make_sampler, sampler_name_from_config
+from .samplers import SAMPLER_NAMES, Sampler, canonical_sampler_name, make_sampler, sampler_name_from_config
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import Tokenizer
 from .unet import EncodedContext, UNet, UNetConfig
@@ -31,8 +31,6 @@ PRECISIONS = ("f32",)
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 OUTPUT_TYPES = ("pil", "np", "latent")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
-DECODER_BYTES = 2200  # of anonymous memory that the decoder needs for a pixel, measured on SD 1.5
-MAX_SIDE = 8192
 PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
 
 
@@ -97,7 +95,7 @@ class StableDiffusionPipeline:
         Name of the model, for metadata.
     defaults : dict
         Settings of `generate` that are not given: what the model advises, or else 20 steps, guidance 7.5 and the
-        sampler of its ``scheduler_config.json``.
+        sampler of its ``scheduler_config.json`` (None: one that is not supported).
 
     Examples
     --------
@@ -123,7 +121,7 @@ class StableDiffusionPipeline:
         self.defaults = {
             "num_inference_steps": 20,
             "guidance_scale": 7.5,
-            "scheduler": sampler_name_from_config(scheduler_config),
+            "scheduler": _own_sampler(scheduler_config),
             **(defaults or {}),
         }
         self._weights = tuple(weights)
@@ -160,19 +158,40 @@ class StableDiffusionPipeline:
         InputError
             If precision or weights is none of the above.
         """
-        _check_choice("precision", precision, PRECISIONS)
-        _check_choice("weights", weights, WEIGHT_POLICIES)
+        check_choice("precision", precision, PRECISIONS)
+        check_choice("weights", weights, WEIGHT_POLICIES)
         folder: ModelFolder = open_model(model)
         text_config = TextEncoderConfig.from_dict(folder.text_encoder)
         unet_config, vae_config = UNetConfig.from_dict(folder.unet), VaeConfig.from_dict(folder.vae)
         tokenizer = Tokenizer.from_folder(folder.folder("tokenizer"), text_config.vocab_size)
         sources = [Weights.open(folder.folder(part)) for part in ("text_encoder", "unet", "vae")]
         networks = (
-            _build(TextEncoder, sources[0], text_config, weights),
-            _build(UNet, sources[1], unet_config, weights),
-            _build(Vae, sources[2], vae_config, weights),
+            _build(TextEncoder, sources[0], text_config),
+            _build(UNet, sources[1], unet_config),
+            _build(Vae, sources[2], vae_config),
         )
-        return cls(tokenizer, *networks, folder.scheduler, folder.name, folder.defaults, sources)
+        pipe = cls(tokenizer, *networks, folder.scheduler, folder.name, folder.defaults, sources)
+        pipe.pack(weights)
+        return pipe
+
+    def pack(self, weights: str = "auto") -> None:
+        """Let networks keep packed copies of their weights; `from_pretrained` has done so as its `weights` says.
+
+        The command line opens a model with ``mmap``, so that its errors come before any kernel is compiled, and packs
+        the weights afterwards: packing takes a compiled kernel.
+
+        Raises
+        ------
+        InputError
+            If weights is none of those that `from_pretrained` takes.
+        """
+        check_choice("weights", weights, WEIGHT_POLICIES)
+        for part, source in zip(("text_encoder", "unet", "vae"), self._weights, strict=False):
+            floats = sum(math.prod(source.info(name).shape) for name in source.names())
+            if not source.packed and (weights == "packed" or (weights == "auto" and 4 * floats < PACK_BELOW)):
+                source.packed = True
+                network = getattr(self, part)
+                setattr(self, part, type(network)(source, network.config))
 
     @property
     def unet_files(self) -> list[Path]:
@@ -183,6 +202,25 @@ class StableDiffusionPipeline:
     def scheduler_names(self) -> tuple[str, ...]:
         """Names that ``scheduler=`` takes."""
         return SAMPLER_NAMES
+
+    def scheduler_name(self, name: str | None = None) -> str:
+        """Return our spelling of a sampler's name; without a name, that of the sampler that runs by default.
+
+        Raises
+        ------
+        InputError
+            If no sampler has that name.
+        ModelError
+            Without a name, if the model's own sampler is not supported.
+        """
+        if name is None:
+            name = self.defaults["scheduler"]
+        if name is None:
+            try:
+                name = sampler_name_from_config(self.scheduler_config)
+            except ModelError as error:
+                raise ModelError(f"{error}; or choose a sampler, such as euler") from None
+        return canonical_sampler_name(name)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -218,9 +256,12 @@ class StableDiffusionPipeline:
         ModelError
             If the model makes no numbers (NaN).
         """
-        _check_choice("output_type", output_type, OUTPUT_TYPES)
-        prompts = self._prompts("prompt", prompt)
-        _check_whole("num_images_per_prompt", num_images_per_prompt, 1, 1000)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        prompts = check_prompts("prompt", prompt)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1, 1000)
+        negatives = check_prompts("negative_prompt", options.get("negative_prompt") or "")
+        if len(negatives) == len(prompts):
+            options["negative_prompt"] = [n for n in negatives for _ in range(num_images_per_prompt)]
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         options["seed"] = resolve_seeds(options.get("seed"), len(prompts))
         start = time.perf_counter()
@@ -288,17 +329,20 @@ class StableDiffusionPipeline:
         InputError
             If an argument does not fit.
         """
-        prompts = self._prompts("prompt", prompt)
-        negatives = self._prompts("negative_prompt", negative_prompt or "")
+        prompts = check_prompts("prompt", prompt)
+        negatives = check_prompts("negative_prompt", negative_prompt or "")
         if len(negatives) not in {1, len(prompts)}:
             raise InputError(f"negative_prompt: found {len(negatives)} for {len(prompts)} prompts, expected as many")
         if latents is not None:
             latents = np.array(latents, np.float32)
             if latents.ndim == 4:
-                height = height or latents.shape[2] * self.vae.factor
-                width = width or latents.shape[3] * self.vae.factor
-        height, width = self._size(height, width)
-        sampler = make_sampler(scheduler or self.defaults["scheduler"], self.scheduler_config, eta)
+                height = latents.shape[2] * self.vae.factor if height is None else height
+                width = latents.shape[3] * self.vae.factor if width is None else width
+        default_height, default_width = self.default_size
+        height, width = check_size(
+            default_height if height is None else height, default_width if width is None else width, self.vae.factor
+        )
+        sampler = make_sampler(self.scheduler_name(scheduler), self.scheduler_config, eta)
         steps = self.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         sampler.plan(steps)  # for its errors
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
@@ -383,62 +427,12 @@ class StableDiffusionPipeline:
         for weights in self._weights:
             for name, count in find_nonfinite(weights):
                 return ModelError(
-                    f"{weights.path}: {count} values of tensor {name} are NaN or infinite; download the file again"
+                    f"{weights.path}: tensor {name} holds NaN or infinite values ({count}); download the file again"
                 )
         return ModelError(
             f"{where} gave NaN or infinite values, although all weights are finite; "
             "a lower guidance scale or another sampler may help"
         )
-
-    def _prompts(self, name: str, value: str | Sequence[str]) -> list[str]:
-        prompts = [value] if isinstance(value, str) else list(value)
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise InputError(f"{name}: found {value!r:.80}, expected a text or a list of texts")
-        return prompts
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        default_height, default_width = self.default_size
-        height, width = height or default_height, width or default_width
-        for name, value in (("height", height), ("width", width)):
-            _check_whole(name, value, self.vae.factor, MAX_SIDE)
-            if value % self.vae.factor:
-                lower = value // self.vae.factor * self.vae.factor
-                raise InputError(
-                    f"{name}: found {value}, expected a multiple of {self.vae.factor}, "
-                    f"such as {lower} or {lower + self.vae.factor}"
-                )
-        needed, available = height * width * DECODER_BYTES, available_memory()
-        if needed > available:
-            raise InputError(
-                f"size: {width}x{height} needs about {needed / 1e9:.1f} GB of memory, "
-                f"{available / 1e9:.1f} GB are available; choose a smaller one"
-            )
-        return height, width
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can still be used, as far as the system tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
-
-
-def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return `count` seeds: those given, or counted on from the one given, or from a random one (None or negative)."""
-    if seed is not None and not isinstance(seed, (int, np.integer)):
-        seeds = [int(s) for s in seed]
-        if len(seeds) != count:
-            raise InputError(f"seed: found {len(seeds)} seeds for {count} pictures, expected as many or one")
-        return seeds
-    if seed is None or seed < 0:
-        seed = secrets.randbelow(2**32 - count)
-    if seed + count > 2**64:
-        raise InputError(f"seed: found {seed}, expected a number below 2**64")
-    return [int(seed) + i for i in range(count)]
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:
@@ -446,20 +440,16 @@ def to_pil(images: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in (images * 255).round().astype(np.uint8)]
 
 
-def _build(network: Callable[[Weights, Any], Any], weights: Weights, config: Any, policy: str) -> Any:
-    """Build a network over mapped weights; if they all fit and are to be packed, build it again over packed ones."""
+def _build(network: Callable[[Weights, Any], Any], weights: Weights, config: Any) -> Any:
+    """Build a network over mapped weights, which must all fit."""
     built = network(weights, config)
     weights.finish()
-    floats = sum(math.prod(weights.info(name).shape) for name in weights.names())
-    weights.packed = policy == "packed" or (policy == "auto" and 4 * floats < PACK_BELOW)
-    return network(weights, config) if weights.packed else built
+    return built
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{name}: found {value!r:.80}, expected {' or '.join(choices)}")
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise InputError(f"{name}: found {value!r:.80}, expected a whole number from {least} to {most}")
+def _own_sampler(scheduler_config: Mapping[str, Any]) -> str | None:
+    """Name the sampler of a model, or None: another one may be chosen for a model whose own is not supported."""
+    try:
+        return sampler_name_from_config(scheduler_config)
+    except ModelError:
+        return None

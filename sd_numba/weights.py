@@ -311,12 +311,6 @@ class Weights:
         if parts:
             raise ModelError(f"{self.path}: its tensors do not fit the network of its config: {'; '.join(parts)}")
 
-    def prefetch(self) -> None:
-        """Ask the system to read the files ahead, so that the first pass need not wait for the disk."""
-        for mapped in self._maps:
-            if hasattr(mmap, "MADV_WILLNEED"):
-                mapped.madvise(mmap.MADV_WILLNEED)
-
 
 class ShapeRecorder:
     """Stands in for ``Weights`` to learn what a network takes: every name and shape, and no data.

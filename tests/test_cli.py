@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, what it writes, how it fails."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sd_numba import metadata
+import kernels
+from sd_numba import StableDiffusionPipeline, metadata
 from sd_numba.checkpoint import embedded_model_path
 from sd_numba.cli import main, output_paths
 
@@ -79,6 +81,8 @@ def test_output_patterns():
     assert names("a.png", [5, 6]) == ["a-001.png", "a-002.png"]
     assert names("a%02d.png", [5, 6]) == ["a01.png", "a02.png"]
     assert names("x/{seed}.png", [5, 6]) == ["x/5.png", "x/6.png"]
+    assert names("%d-%3d.png", [5]) == ["1-  1.png"]
+    assert names("%0999999999d.png", [5]) == ["%0999999999d.png"]
 
 
 def test_verbose_and_profile(run):
@@ -88,9 +92,61 @@ def test_verbose_and_profile(run):
 
 
 def test_a_long_prompt_is_cut_aloud(run):
-    result = run("generate", "a fox " * 250, *SMALL)
+    result = run("generate", "a fox " * 250, *SMALL, "-n", "red " * 100)
     assert result.exit_code == 0
-    assert "longer than 75 tokens; this is cut off" in result.stderr
+    assert "The prompt is longer than 75 tokens; this is cut off: 'fox a fox" in result.stderr
+    assert "The negative prompt is longer than 75 tokens; this is cut off: 'red" in result.stderr
+
+
+def test_outside_a_terminal_the_pace_is_said_once(run):
+    result = run("generate", "a fox", *SMALL, "--sampler", "heun")
+    assert re.search(r"^sampling\n3 steps, \d+\.\d\d s/it$", result.stderr, re.MULTILINE)
+
+
+def test_a_sampler_named_with_its_spacing_may_be_asked_for_it_again(run):
+    run("generate", "a fox", *SMALL, "--sampler", "euler-karras", "--scheduler", "karras")
+    assert "Sampler: Euler, Schedule type: Karras" in run("info", "output.png").stdout
+
+
+def test_kernels_compile_after_the_arguments_are_checked_and_before_they_are_needed(run, monkeypatch):
+    happened = []
+    monkeypatch.setattr(kernels, "warmup", lambda: happened.append("warmup") or iter(()))
+    pack = StableDiffusionPipeline.pack
+    monkeypatch.setattr(
+        StableDiffusionPipeline, "pack", lambda self, weights: happened.append(weights) or pack(self, weights)
+    )
+    assert run("generate", "a fox", *SMALL).exit_code == 0
+    assert happened == ["mmap", "warmup", "auto"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_while_kernels_compile(run, tmp_path, monkeypatch):
+    started = []
+
+    def compiling():
+        for index, name in enumerate(("one", "two")):
+            yield index, 2, name
+            started.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(kernels, "warmup", compiling)
+    before = signal.getsignal(signal.SIGINT)
+    result = run("generate", "a fox", *SMALL)
+    assert result.exit_code == 130
+    assert "stopped by Ctrl-C" in result.stderr
+    assert started == ["one"]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sd_numba", "noise-test"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: output cannot be written: No space left")
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -100,11 +156,16 @@ def test_a_long_prompt_is_cut_aloud(run):
         (["-W", "65"], ["width", "multiple of 4"]),
         (["--steps", "0"], ["0"]),
         (["--sampler", "eulr"], ["eulr", "euler"]),
-        (["--sampler", "pndm", "--scheduler", "karras"], ["pndm-karras"]),
+        (["-W", "0"], ["width: found 0"]),
+        (["-W", "-8"], ["width: found -8"]),
+        (["--sampler", ""], ["unknown sampler ''"]),
+        (["--sampler", "pndm", "--scheduler", "karras"], ["karras for sampler pndm", "euler, heun"]),
+        (["--sampler", "euler-karras", "--scheduler", "exponential"], ["exponential for sampler euler-karras"]),
         (["-o", "missing/a.png"], ["missing", "does not exist"]),
         (["-o", "."], ["is a folder"]),
         (["-o", "a.jpg"], [".png"]),
         (["-b", "0"], ["batch-count"]),
+        (["-b", "100000000000"], ["batch-count: found 100000000000"]),
         (["--cfg-scale", "nan"], ["guidance_scale"]),
     ],
 )
@@ -154,6 +215,18 @@ def test_incomplete_models(run, tmp_path):
     assert one_line(run("generate", "a fox", "-m", str(model)), "vae")
 
 
+def test_scheduler_configs_are_checked(run, tmp_path):
+    model = shutil.copytree(embedded_model_path(), tmp_path / "model")
+    config = model / "scheduler" / "scheduler_config.json"
+    text = config.read_text()
+    config.write_text(text.replace("PNDMScheduler", "DEISMultistepScheduler"))
+    assert "scheduler: DEISMultistepScheduler (not supported: choose a sampler): ok" in run("test", str(model)).stdout
+    config.write_text(text.replace('"scaled_linear"', '"sigmoid"'))
+    result = run("test", str(model))
+    assert result.exit_code == 1
+    assert "scheduler: PNDMScheduler: FAULT: scheduler config: beta_schedule is 'sigmoid'" in result.stdout
+
+
 def test_sdxl_is_named(run, tmp_path):
     model = shutil.copytree(embedded_model_path(), tmp_path / "model")
     index = model / "model_index.json"
@@ -171,6 +244,8 @@ def test_check_commands(run):
     assert noise[-1].split() == ["999", "0.012", "0.988", "0.0046601"]
     diffusion = run("diffusion-test", "-W", "64", "-H", "64").stdout
     assert "(2, 4, 16, 16) -> (2, 4, 16, 16)" in diffusion
+    for width in ("66", "0", "-8"):
+        assert one_line(run("diffusion-test", "-W", width, "-H", width), f"height: found {width}")
     assert "GFLOP/s" in diffusion
     assert "ready" in run("warmup").stdout
     assert "326 tensors" in run("info", str(embedded_model_path() / "unet")).stdout
@@ -182,7 +257,7 @@ def test_ctrl_c_leaves_one_line_and_no_file(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "sd_numba.cli",
+        "sd_numba",
         "generate",
         "a fox",
         "--steps",

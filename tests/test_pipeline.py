@@ -9,8 +9,8 @@ from PIL import Image
 
 import kernels
 from sd_numba import InputError, ModelError, StableDiffusionPipeline
+from sd_numba.arguments import resolve_seeds
 from sd_numba.checkpoint import embedded_model_path
-from sd_numba.pipeline import resolve_seeds
 
 PROMPT = "a red apple on a blue background"
 FEW = {"num_inference_steps": 3, "width": 64, "height": 64}
@@ -72,6 +72,20 @@ def test_several_pictures_of_a_prompt_have_seeds_in_a_row(pipe):
     np.testing.assert_array_equal(again[0], out.images[1])
 
 
+def test_negative_prompts_repeat_with_their_prompts(pipe):
+    out = pipe(
+        ["a fox", "a dog"],
+        negative_prompt=["red", "blue"],
+        num_images_per_prompt=2,
+        seed=7,
+        output_type="latent",
+        **FEW,
+    )
+    second = pipe("a fox", negative_prompt="red", seed=8, output_type="latent", **FEW)
+    third = pipe("a dog", negative_prompt="blue", seed=9, output_type="latent", **FEW)
+    np.testing.assert_array_equal(out.images[1:3], np.concatenate([second.images, third.images]))
+
+
 def test_latents_take_the_place_of_the_seed(pipe):
     noise = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
     a = pipe("a fox", latents=noise, seed=1, output_type="latent", **FEW).images
@@ -128,6 +142,7 @@ def test_every_sampler_runs(pipe, name):
     ("options", "words"),
     [
         ({"width": 66}, "multiple of 4, such as 64 or 68"),
+        ({"width": 0}, "width: found 0"),
         ({"width": 1_000_000}, "from 4 to 8192"),
         ({"height": -4}, "height: found -4"),
         ({"height": 64.0}, "height: found 64.0"),
@@ -135,6 +150,7 @@ def test_every_sampler_runs(pipe, name):
         ({"num_inference_steps": 100_000}, "100000"),
         ({"num_inference_steps": "20"}, "'20'"),
         ({"scheduler": "eulr"}, "euler"),
+        ({"scheduler": ""}, "unknown sampler ''"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found nan"),
         ({"guidance_scale": "high"}, "guidance_scale: found 'high'"),
         ({"rng": "gpu"}, "gpu"),
@@ -154,12 +170,12 @@ def test_wrong_arguments(pipe, options, words):
 
 @pytest.mark.parametrize("prompt", [[], [1], None, 3])
 def test_wrong_prompts(pipe, prompt):
-    with pytest.raises((InputError, TypeError)):
+    with pytest.raises(InputError, match="prompt: found"):
         pipe(prompt)
 
 
 def test_a_size_beyond_memory_is_refused(pipe, monkeypatch):
-    monkeypatch.setattr("sd_numba.pipeline.available_memory", lambda: 10_000_000)
+    monkeypatch.setattr("sd_numba.arguments.available_memory", lambda: 10_000_000)
     with pytest.raises(InputError, match="choose a smaller one"):
         pipe("a fox")
 
@@ -188,8 +204,32 @@ def test_nan_in_a_weight_is_blamed_on_the_tensor(copied):
     data[start : start + 2] = np.array([np.nan], np.float16).tobytes()
     file.write_bytes(data)
     pipe = StableDiffusionPipeline.from_pretrained(copied)
-    with pytest.raises(ModelError, match=f"1 values of tensor {name} are NaN"):
+    with pytest.raises(ModelError, match=rf"tensor {name} holds NaN or infinite values \(1\)"):
         pipe("a fox", **FEW)
+
+
+def test_a_model_whose_own_sampler_is_not_supported_runs_with_another(copied):
+    index = copied / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    config = copied / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("PNDMScheduler", "DEISMultistepScheduler"))
+    pipe = StableDiffusionPipeline.from_pretrained(copied)
+    with pytest.raises(ModelError, match=r"DEISMultistepScheduler.*choose a sampler"):
+        pipe("a fox", **FEW)
+    assert pipe("a fox", scheduler="euler", seed=0, **FEW).images[0].size == (64, 64)
+
+
+def test_weights_can_be_packed_later(pipe):
+    late = StableDiffusionPipeline.from_pretrained(weights="mmap")
+    before = late.unet
+    late.pack("mmap")
+    assert late.unet is before
+    late.pack("packed")
+    assert late.unet is not before
+    images = [p("a fox", seed=1, output_type="latent", **FEW).images for p in (pipe, late)]
+    np.testing.assert_array_equal(*images)
+    with pytest.raises(InputError, match="weights"):
+        late.pack("all")
 
 
 def test_a_model_of_two_models_is_refused(copied):

@@ -59,7 +59,6 @@ def test_views_equal_what_the_safetensors_library_wrote(tmp_path, tensors):
         assert not view.flags.writeable and not view.flags.owndata
         np.testing.assert_array_equal(view, expected)
     weights.finish()
-    weights.prefetch()
 
 
 def test_bfloat16_comes_as_bits(tmp_path):

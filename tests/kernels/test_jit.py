@@ -220,3 +220,18 @@ def test_a_kernel_is_compiled_for_one_signature_only():
     x = np.ones(4, np.float32)
     made(x.ctypes.data, x.ctypes.data, 4, True)  # a bool where an integer belongs
     assert len(made._dispatcher.overloads) == 1
+
+
+def test_no_home_is_no_error(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where neither HOME nor the user is known
+    assert jit.user_cache() is None or sys.platform == "win32"
+
+
+def test_numpy_integers_are_integers():
+    x = normal(0, 1, 4, 8)
+    assert_same_bits(kernels.attention(x, x, x, np.int64(2)), kernels.attention(x, x, x, 2))
+    image, w = normal(1, 1, 4, 4, 8), normal(2, 3, 8, 3, 3)
+    assert_same_bits(kernels.conv2d(image, w, None, np.int32(2), np.int64(0)), kernels.conv2d(image, w, None, 2, 0))
+    ones = np.ones(8, np.float32)
+    assert_same_bits(kernels.group_norm(image, np.int64(4), ones, ones), kernels.group_norm(image, 4, ones, ones))
