@@ -44,13 +44,13 @@ class ConfigReader:
             self.fail(key, f"an integer from {minimum} to {maximum}")
         return value
 
-    def square(self, key: str, default: int) -> int:
-        """Give the side of a square; the file may hold it as ``side`` or ``[side, side]``."""
+    def sides(self, key: str, default: int | tuple[int, int]) -> int | tuple[int, int]:
+        """Give the side of a square, or ``(height, width)``; the file may hold a square as ``[side, side]``."""
         value = self._get(key, default)
-        sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-        if not all(_is_integer(side, 1, MAX_SIZE) and side == sides[0] for side in sides):
-            self.fail(key, "a positive integer, or the same one twice")
-        return sides[0]
+        sides = tuple(value) if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
+        if not all(_is_integer(side, 1, MAX_SIZE) for side in sides):
+            self.fail(key, "a positive integer, or two: height and width")
+        return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
     def number(self, key: str, default: float) -> float:
         """Give the finite number at ``key`` as a float."""

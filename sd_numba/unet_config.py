@@ -47,7 +47,7 @@ class UNetConfig:
     The exception is ``num_attention_heads``: diffusers calls it ``attention_head_dim``.
     """
 
-    sample_size: int = 64
+    sample_size: int | tuple[int, int] = 64
     in_channels: int = 4
     out_channels: int = 4
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -85,7 +85,7 @@ class UNetConfig:
         levels = len(channels)
         heads = "attention_head_dim" if values.get("num_attention_heads") is None else "num_attention_heads"
         config = cls(
-            sample_size=read.square("sample_size", cls.sample_size),
+            sample_size=read.sides("sample_size", cls.sample_size),
             in_channels=read.integer("in_channels", cls.in_channels),
             out_channels=read.integer("out_channels", cls.out_channels),
             down_block_types=read.words("down_block_types", cls.down_block_types, DOWN_BLOCKS),

@@ -45,7 +45,7 @@ class VaeConfig:
     block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
     norm_num_groups: int = 32
-    sample_size: int = 32
+    sample_size: int | tuple[int, int] = 32
     scaling_factor: float = 0.18215
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -70,7 +70,7 @@ class VaeConfig:
             block_out_channels=read.integers("block_out_channels", cls.block_out_channels),
             layers_per_block=read.integer("layers_per_block", cls.layers_per_block, maximum=MAX_LAYERS),
             norm_num_groups=read.integer("norm_num_groups", cls.norm_num_groups),
-            sample_size=read.square("sample_size", cls.sample_size),
+            sample_size=read.sides("sample_size", cls.sample_size),
             scaling_factor=read.number("scaling_factor", cls.scaling_factor),
             use_quant_conv=read.flag("use_quant_conv", cls.use_quant_conv),
             use_post_quant_conv=read.flag("use_post_quant_conv", cls.use_post_quant_conv),

@@ -123,6 +123,13 @@ def test_generate_yields_steps_and_can_be_left(pipe):
     steps.close()
 
 
+def test_the_size_that_a_model_was_made_for_need_not_be_square(copied):
+    config = copied / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": [8, 12]}))
+    pipe = StableDiffusionPipeline.from_pretrained(copied)
+    assert pipe("a fox", seed=0, num_inference_steps=1).images[0].size == (48, 32)
+
+
 def test_wide_pictures(pipe):
     assert pipe("a fox", seed=0, num_inference_steps=1, width=96, height=36).images[0].size == (96, 36)
 

@@ -228,6 +228,13 @@ def test_unsupported_class(config):
         sampler_name_from_config(config)
 
 
+@pytest.mark.parametrize("name", ["lms", "euler"])
+def test_lms_has_no_limits_of_sigma(name):
+    config = {**CONFIGS["sd15"], "use_karras_sigmas": True}
+    plan, limited = (make_sampler(name, c).plan(10) for c in (config, {**config, "sigma_min": 0.1, "sigma_max": 10.0}))
+    assert np.array_equal(plan.sigmas, limited.sigmas) == (name == "lms")
+
+
 def test_config_decides_without_suffix():
     karras = {**CONFIGS["sd15"], "use_karras_sigmas": True}
     plain, spaced = make_sampler("euler", karras).plan(9), make_sampler("euler-karras", CONFIGS["sd15"]).plan(9)

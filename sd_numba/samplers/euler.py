@@ -117,6 +117,10 @@ class LMS(VarianceExplodingSampler):
     honours_zero_snr = False
     has_final_sigma = False
 
+    def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
+        # diffusers' LMS does not know these two, which limit the sigmas of its other samplers.
+        super().__init__({**config, "sigma_min": None, "sigma_max": None}, sigma_spacing)
+
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
