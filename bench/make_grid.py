@@ -1,4 +1,4 @@
-"""A grid of the pictures that the embedded model makes of its prompts: ``python -m bench.make_grid OUT.png``."""
+"""A grid of the pictures that the embedded model makes of its prompts: ``python -m bench.make_grid OUT.jpg``."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,7 @@ def main() -> None:
     for index, prompt in enumerate(prompts):
         picture = pipe(prompt, seed=arguments.seed).images[0]
         grid.paste(picture, (index % arguments.columns * width, index // arguments.columns * height))
-    grid.quantize(256, dither=Image.Dither.NONE).save(arguments.output, optimize=True)
+    grid.save(arguments.output, optimize=True, quality=90)
 
 
 if __name__ == "__main__":
