@@ -64,7 +64,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from None
+        raise ModelError(f"{path}: not valid JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path}: found {type(value).__name__}, expected a JSON object")
     return value
@@ -153,7 +153,7 @@ def open_model(path: str | os.PathLike[str] | None = None) -> ModelFolder:
     if len(missing) == len(COMPONENTS):
         raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(COMPONENTS, 'and')}")
     if missing:
-        raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing")
+        raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing; download it again")
     configs = {name: read_json(folder / name / "config.json") for name in CLASSES}
     for name, classes in CLASSES.items():
         _check_class(folder / name / "config.json", configs[name], classes)

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,8 +134,10 @@ def check_output(path: str | os.PathLike[str]) -> None:
         return
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: its folder {path.parent} is not writable")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{path}: its folder {path.parent} is not writable: {error.strerror or error}") from None
 
 
 def save_png(

@@ -73,7 +73,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             length = int.from_bytes(start[:8], "little")
             if length > min(size - 8, MAX_HEADER):
                 raise ModelError(
-                    f"{path}: damaged or truncated: its header should be {length:,} bytes long, the file has {size:,}"
+                    f"{path}: damaged or truncated: its header should be {length:,} bytes long, the file has {size:,}; "
+                    "download it again"
                 )
             file.seek(8)
             text = file.read(length)
@@ -109,7 +110,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: damaged: its header is not JSON ({error})") from None
+        raise ModelError(f"{path}: damaged: its header is not JSON ({error}); download it again") from None
     header.pop("__metadata__", None)
     return header
 

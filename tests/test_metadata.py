@@ -136,7 +136,10 @@ def test_output_paths_that_cannot_be_used(tmp_path, monkeypatch):
     ]:
         with pytest.raises(InputError, match=expected):
             save_png(path, PICTURE)
-    monkeypatch.setattr(metadata.os, "access", lambda *args: False)
+    if os.path.isdir("/proc"):  # where not even root can create a file
+        with pytest.raises(InputError, match="its folder /proc is not writable"):
+            check_output("/proc/out.png")
+    monkeypatch.setattr(metadata.tempfile, "TemporaryFile", lambda **_: open(tmp_path / "no" / "file", "wb"))
     with pytest.raises(InputError, match="not writable"):
         check_output(tmp_path / "out.png")
     assert os.listdir(tmp_path) == ["file"]
