@@ -1,5 +1,6 @@
 """Pictures are saved whole or not at all, with the text that other tools read."""
 
+import errno
 import hashlib
 import os
 import random
@@ -124,6 +125,10 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["out.png"]
 
 
+def refuse(**_):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def test_output_paths_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for path, expected in [
@@ -139,7 +144,7 @@ def test_output_paths_that_cannot_be_used(tmp_path, monkeypatch):
     if os.path.isdir("/proc"):  # where not even root can create a file
         with pytest.raises(InputError, match="its folder /proc is not writable"):
             check_output("/proc/out.png")
-    monkeypatch.setattr(metadata.tempfile, "TemporaryFile", lambda **_: open(tmp_path / "no" / "file", "wb"))
+    monkeypatch.setattr(metadata.tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match="not writable"):
         check_output(tmp_path / "out.png")
     assert os.listdir(tmp_path) == ["file"]
