@@ -336,11 +336,6 @@ class PackedWeight:
         """Shape of the weight that was packed."""
         return self.stored.shape
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory it holds."""
-        return self.panels.nbytes
-
 
 def chunk_size(channels: int, taps: int) -> int:
     """Return how many input channels a chunk has: as equal as possible, small enough for the cache."""
@@ -442,9 +437,16 @@ def multiply(
         address(x), address(blank), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
         *weight,
         address(out), g.images, g.out_h, g.out_w, c_out,
-        0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
+        *bias_address(bias), int(accumulate),
         *_split(g.images * g.out_h * g.out_w, groups, isinstance(w, PackedWeight)), _GROUP, groups, buffers, workers,
     )  # fmt: skip
+
+
+def bias_address(bias: np.ndarray | None) -> tuple[int, int]:
+    """Return a bias's address and the bytes from an image's to the next one's; zeros for none."""
+    if bias is None:
+        return 0, 0
+    return address(bias), 0 if bias.ndim == 1 else bias.shape[1] * 4
 
 
 @lru_cache(maxsize=8)

@@ -26,9 +26,10 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_weight
-from kernels.gemm import VECTORS, WIDTH, Geometry, pack_columns, product_rows, scratch, zeros
+from kernels.gemm import VECTORS, WIDTH, Geometry, bias_address, pack_columns, product_rows, scratch, zeros
 from kernels.jit import inline, kernel, threads
 from kernels.simd import (
+    FLOAT32,
     LANES,
     float_pointer,
     load,
@@ -127,7 +128,7 @@ def _transform_inputs(
 @inline
 def _transform_filters(w, kind, c_out, channels, first, depth, offsets, panel, taps, filters):
     """Transform the filters of a panel and the channels first .. first + depth, as [36][depth][WIDTH]."""
-    size = 4 if kind == 0 else 2
+    size = 4 if kind == FLOAT32 else 2
     for j in range(VECTORS):
         o = panel * WIDTH + j * LANES
         rows = max(0, min(LANES, c_out - o))
@@ -231,6 +232,6 @@ def winograd(
         _multiply_tiles(
             v, channels, tile0, count, address(w), check_weight("w", w, 4), address(_TAP_OFFSETS),
             address(out), g.out_h, g.out_w, c_out,
-            0 if bias is None else address(bias), 0 if bias is None or bias.ndim == 1 else c_out * 4, int(accumulate),
+            *bias_address(bias), int(accumulate),
             tiles_h, tiles_w, panels, math.ceil(count / _TILES), buffers, buffer_floats * 4, workers,
         )  # fmt: skip

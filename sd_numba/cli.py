@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,8 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     pipe.pack(options["weights"])
     stages["load"] += time.perf_counter() - start
     for seed, path, request in zip(seeds, paths, requests, strict=True):
-        with profiler.profile() as rows:
+        counting: Any = profiler.profile() if options["profile"] else nullcontext({})
+        with counting as rows:
             images = _draw(pipe, request, options["steps"], stages)
         start = time.perf_counter()
         metadata = None if options["no_metadata"] else _metadata(pipe, prompt, seed, name, images, options)
