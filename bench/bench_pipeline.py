@@ -8,7 +8,9 @@ same run, and what the process holds in memory, its own and mapped from files ap
 import argparse
 import resource
 import statistics
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,32 @@ from sd_numba import StableDiffusionPipeline
 from sd_numba.profiler import profile, table
 
 
+def held(field: str) -> float:
+    """Return how many MB of memory of one kind the process holds: ``Rss`` or ``Anonymous``."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def memory() -> str:
     """Return what the process holds in memory now, and the most that it ever held."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    megabytes = {name: int(value.split()[0]) / 1024 for name, value in fields.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    resident, anonymous = megabytes["Rss"], megabytes["Anonymous"]
-    return f"anonymous {anonymous:.0f} MB, file-backed {resident - anonymous:.0f} MB, peak resident {peak:.0f} MB"
+    anonymous, peak = held("Anonymous"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"anonymous {anonymous:.0f} MB, file-backed {held('Rss') - anonymous:.0f} MB, peak resident {peak:.0f} MB"
+
+
+def most_anonymous(call: Callable[[], object]) -> float:
+    """Return the most anonymous memory, in MB, that the process holds during a call: sampled, which slows the call."""
+    samples, done = [held("Anonymous")], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            samples.append(held("Anonymous"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    call()
+    done.set()
+    watcher.join()
+    return max(samples)
 
 
 def main() -> None:
@@ -69,6 +90,8 @@ def main() -> None:
         print(f"\n{name}: median {median:.2f} s ({min(times):.2f} .. {max(times):.2f}), {share:.0f}% of peak")
         print(table(rows[name]))
     print(f"\nat the end: {memory()}")
+    for name, call in work.items():
+        print(f"most anonymous memory, {name}: {most_anonymous(call):.0f} MB")
 
 
 if __name__ == "__main__":
