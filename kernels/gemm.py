@@ -336,6 +336,11 @@ class PackedWeight:
         """Shape of the weight that was packed."""
         return self.stored.shape
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory it holds."""
+        return self.panels.nbytes
+
 
 def chunk_size(channels: int, taps: int) -> int:
     """Return how many input channels a chunk has: as equal as possible, small enough for the cache."""
