@@ -8,9 +8,11 @@ from kernels.activations import geglu, gelu, gelu_tanh, quick_gelu, silu
 from kernels.arrays import widen
 from kernels.attention import attention
 from kernels.conv2d import conv2d, pack_conv2d
-from kernels.gemm import PackedWeight, linear, matmul, pack_linear
+from kernels.gemm import linear, matmul, pack_linear
 from kernels.jit import set_threads, threads, warmup
+from kernels.memory import reuse
 from kernels.norm import group_norm, layer_norm
+from kernels.packing import PackedWeight
 
 __all__ = [
     "PackedWeight",
@@ -26,6 +28,7 @@ __all__ = [
     "pack_conv2d",
     "pack_linear",
     "quick_gelu",
+    "reuse",
     "set_threads",
     "silu",
     "threads",

@@ -16,7 +16,8 @@ from kernels.simd import EXP2_COEFFICIENTS, float_pointer
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = EXP2_COEFFICIENTS
 _LOG2_E = np.float32(np.log2(np.e))
 _BLOCK = 4096  # elements of a task: they stay in the L1 cache
-_GELU, _GELU_TANH, _QUICK_GELU, _SILU = range(4)
+_GELU, _GELU_TANH, _QUICK_GELU, _SILU = range(1, 5)
+FUNCTIONS = {"gelu": _GELU, "gelu_tanh": _GELU_TANH, "quick_gelu": _QUICK_GELU, "silu": _SILU}
 
 
 @inline_fast
@@ -70,26 +71,33 @@ def copy_row(x, out, count):
     return target
 
 
+@inline_fast
+def activate(address, count, function):
+    """Apply one of the `FUNCTIONS` to `count` floats, in place."""
+    a = carray(float_pointer(address), count)
+    if function == _GELU:
+        for i in range(count):
+            a[i] = gelu_scalar(a[i])
+    elif function == _GELU_TANH:
+        for i in range(count):
+            v = a[i]
+            a[i] = v * _sigmoid(np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v))
+    elif function == _QUICK_GELU:
+        for i in range(count):
+            a[i] = a[i] * _sigmoid(np.float32(1.702) * a[i])
+    else:
+        for i in range(count):
+            a[i] = silu_scalar(a[i])
+
+
 @kernel(4)
 def _activate(x, out, count, function):
-    """Apply one of the four functions to `count` floats."""
+    """Apply one of the `FUNCTIONS` to `count` floats."""
     for block in prange((count + _BLOCK - 1) // _BLOCK):
         start = block * _BLOCK
         n = min(_BLOCK, count - start)
-        a = copy_row(x + 4 * start, out + 4 * start, n)
-        if function == _GELU:
-            for i in range(n):
-                a[i] = gelu_scalar(a[i])
-        elif function == _GELU_TANH:
-            for i in range(n):
-                v = a[i]
-                a[i] = v * _sigmoid(np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v))
-        elif function == _QUICK_GELU:
-            for i in range(n):
-                a[i] = a[i] * _sigmoid(np.float32(1.702) * a[i])
-        else:
-            for i in range(n):
-                a[i] = silu_scalar(a[i])
+        copy_row(x + 4 * start, out + 4 * start, n)
+        activate(out + 4 * start, n, function)
 
 
 @kernel(4)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kernels.memory import empty
 from kernels.simd import BFLOAT16, FLOAT16, FLOAT32
 
 _KINDS = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
@@ -66,7 +67,7 @@ def output(
     The input `same`, of that shape, may be `out` itself, but not overlap it in part.
     """
     if out is None:
-        return np.empty(tuple(shape), np.float32)
+        return empty(shape)
     check_shape("out", out, shape)
     if not out.flags.writeable:
         raise ValueError("out: found a read-only array, expected a writeable one")

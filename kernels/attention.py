@@ -4,22 +4,28 @@ For a block of queries and one head, scores are made for a block of keys at a ti
 maximum and a running sum, and multiplied with the values at once (Milakov and Gimelshein, "Online normalizer
 calculation for softmax", arXiv:1805.02867; Dao et al., "FlashAttention", arXiv:2205.14135).
 
-- Keys are packed per head like weights (`kernels.gemm`), values with their width rounded up to whole vectors.
-- Queries are copied per block, multiplied by ``log2(e) / sqrt(d)``, so that the softmax works in base 2.
-- Both products use the register tile of the matrix product, 6 rows at a time; rows are padded to a multiple of 6 in
-  scratch memory, and columns to single vectors, so 77 keys cost 80 and heads of 40 cost 48.
+Everything is transposed: a panel of ``WIDTH`` queries lies along the vector lanes, so
+
+    scores (keys, queries) = k (keys, d) @ q^T (d, queries)        out^T (d, queries) += v^T (d, keys) @ weights
+
+are products of rows of k, and of columns of v, with panels (`kernels.product`): keys and values are read where they
+are, unpacked; the softmax runs down the panel without a sum across lanes; and no size but the last few queries is
+padded, be it 77 keys or heads of 40 channels.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_array, output
-from kernels.gemm import VECTORS, WIDTH, make_product, pack_columns, pack_offsets, scratch
 from kernels.jit import inline, kernel, threads
+from kernels.memory import scratch
+from kernels.packing import pack_columns
+from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import (
     FLOAT32,
     LANES,
@@ -27,174 +33,166 @@ from kernels.simd import (
     float_pointer,
     highest,
     load,
+    load_transposed,
     maximum,
     next_task,
     splat,
     store,
-    total,
+    tile_scatter,
 )
 
-_QUERIES = 72  # rows of a block of queries, at most
-_KEYS = 512  # columns of a block of keys, at most
+_PANELS = 2  # panels of queries of a task, at most: they share the keys and values that they bring into the cache
+_KEYS = 128  # keys of a block, at most
 _MASKED = np.float32(-np.inf)
 
-_product_1 = make_product(6, 1)
-_product_2 = make_product(6, min(2, VECTORS))
-_product_3 = make_product(6, min(3, VECTORS))
-_product_4 = make_product(6, min(4, VECTORS))
+
+@inline
+def _fill(address, size, value):
+    vector = splat(value)
+    for i in range(0, size, LANES * 4):
+        store(address + i, vector)
 
 
 @inline
-def _product(table, rows, b, b_stride, out, out_stride, depth, vectors, fresh):
-    """Product of the rows in the table, in sixes, and 1 to ``VECTORS`` vectors of b."""
-    for i in range(0, rows, 6):
-        a, target = table + 8 * i, out + i * out_stride
-        if vectors == 4:
-            _product_4(a, 0, b, b_stride, target, out_stride, depth, fresh)
-        elif vectors == 3:
-            _product_3(a, 0, b, b_stride, target, out_stride, depth, fresh)
-        elif vectors == 2:
-            _product_2(a, 0, b, b_stride, target, out_stride, depth, fresh)
-        else:
-            _product_1(a, 0, b, b_stride, target, out_stride, depth, fresh)
-
-
-@kernel(13)
-def _pack_heads(k, v, n, tk, c, heads, offsets, keys, key_bytes, values, value_stride, value_bytes, workers):
-    """Pack the keys of each head into panels and copy its values, padded with zeros to whole vectors."""
-    d = c // heads
-    panels = (tk + WIDTH - 1) // WIDTH
-    counter = np.zeros(1, np.int64)
-    for _ in prange(workers):
-        task = next_task(counter.ctypes.data)
-        while task < n * heads * panels:
-            head, panel = task // panels, task % panels
-            first = panel * WIDTH
-            source = ((head // heads) * tk + first) * c * 4 + (head % heads) * d * 4
-            for j in range(VECTORS):
-                rows = max(0, min(LANES, tk - first - j * LANES))
-                target = keys + head * key_bytes + panel * d * WIDTH * 4 + j * LANES * 4
-                pack_columns(k + source + j * LANES * c * 4, c * 4, FLOAT32, rows, d, offsets, target)
-            for i in range(min(WIDTH, tk - first)):
-                a = carray(float_pointer(v + source + i * c * 4), d)
-                b = carray(float_pointer(values + head * value_bytes + (first + i) * value_stride), value_stride // 4)
-                for j in range(d):
-                    b[j] = a[j]
-                for j in range(d, value_stride // 4):
-                    b[j] = 0
-            task = next_task(counter.ctypes.data)
+def _pack_queries(q, stride, count, d, offsets, panel):
+    """Transpose up to ``WIDTH`` queries into a panel, times log2(e) / sqrt(d): the softmax works in base 2."""
+    for j in range(VECTORS):
+        rows = max(0, min(LANES, count - j * LANES))
+        pack_columns(q + j * LANES * stride, stride, FLOAT32, rows, d, offsets, panel + j * LANES * 4)
+    scale = splat(np.float32(math.log2(math.e) / math.sqrt(d)))
+    for k in range(0, d * STRIDE, LANES * 4):
+        store(panel + k, load(panel + k) * scale)
 
 
 @inline
-def _softmax_row(scores, columns, old):
-    """Replace scores by 2**(score - maximum); return the new running maximum and the sum of the row."""
-    step = LANES * 4
-    top = splat(_MASKED)
-    top1, top2, top3 = top, top, top
-    whole = columns // (4 * LANES) * (4 * LANES)
-    for j in range(0, whole, 4 * LANES):
-        p = scores + 4 * j
-        top = maximum(load(p), top)
-        top1 = maximum(load(p + step), top1)
-        top2 = maximum(load(p + 2 * step), top2)
-        top3 = maximum(load(p + 3 * step), top3)
-    for j in range(whole, columns, LANES):
-        top = maximum(load(scores + 4 * j), top)
-    peak = max(old, highest(maximum(maximum(top, top1), maximum(top2, top3))))
-    shift = splat(peak)
-    added = splat(np.float32(0))
-    for j in range(0, columns, LANES):
-        e = exp2(load(scores + 4 * j) - shift)
-        store(scores + 4 * j, e)
-        added = added + e
-    return peak, total(added)
+def _mask(scores, key0, keys, query0):
+    """Hide from each query the keys that come after it."""
+    for i in range(max(0, query0 - key0), keys):
+        row = carray(float_pointer(scores + i * STRIDE), WIDTH)
+        for j in range(min(WIDTH, key0 + i - query0)):
+            row[j] = _MASKED
 
 
 @inline
-def _scale_row(row, factor, vectors):
-    scale = splat(factor)
-    for j in range(vectors):
-        store(row + j * LANES * 4, load(row + j * LANES * 4) * scale)
+def _softmax(scores, keys, peak, norm, sums, d):
+    """Turn one vector's scores into 2**(score - peak); update the running peak and norm, and rescale the sums."""
+    old = load(peak)
+    top, top1, top2, top3 = old, old, old, old
+    i = 0
+    while i + 4 <= keys:
+        row = scores + i * STRIDE
+        top = maximum(load(row), top)
+        top1 = maximum(load(row + STRIDE), top1)
+        top2 = maximum(load(row + 2 * STRIDE), top2)
+        top3 = maximum(load(row + 3 * STRIDE), top3)
+        i += 4
+    while i < keys:
+        top = maximum(load(scores + i * STRIDE), top)
+        i += 1
+    new = maximum(maximum(top, top1), maximum(top2, top3))
+    store(peak, new)
+    zero = splat(np.float32(0))
+    added = zero
+    for k in range(0, keys * STRIDE, STRIDE):
+        weight = exp2(load(scores + k) - new)
+        store(scores + k, weight)
+        added = added + weight
+    if highest(maximum(new - old, zero)) > 0:  # infinite lanes, whose difference is NaN, must not hide the others
+        fade = exp2(old - new)
+        store(norm, load(norm) * fade + added)
+        for k in range(0, d * STRIDE, STRIDE):
+            store(sums + k, load(sums + k) * fade)
+    else:
+        store(norm, load(norm) + added)
 
 
 @inline
-def _power2(x):
-    return highest(exp2(splat(x)))
+def _write(sums, norm, d, out, stride, count, table, spill):
+    """Divide the sums by the norm, transpose them and write them to up to ``WIDTH`` rows of the output."""
+    for j in range(0, count, LANES):
+        share = splat(np.float32(1)) / load(norm + j * 4)
+        for k in range(0, d * STRIDE, STRIDE):
+            store(sums + k + j * 4, load(sums + k + j * 4) * share)
+        valid = min(LANES, count - j)
+        for k in range(0, d, LANES):
+            channels = min(LANES, d - k)
+            for i in range(LANES):
+                table[i] = spill + i * LANES * 4
+                if i < valid and channels == LANES:
+                    table[i] = out + (j + i) * stride + k * 4
+            tile_scatter(load_transposed(sums + k * STRIDE + j * 4, STRIDE, FLOAT32), table.ctypes.data, 0)
+            if channels < LANES:
+                for i in range(valid):
+                    source = carray(float_pointer(spill + i * LANES * 4), channels)
+                    target = carray(float_pointer(out + (j + i) * stride + k * 4), channels)
+                    for m in range(channels):
+                        target[m] = source[m]
 
 
 @kernel(17)
 def _attend(
-    q, keys, key_bytes, values, value_stride, value_bytes, out, n, tq, tk, c, heads, causal, block, key_block,
-    scratch_rows, workers,
-):  # fmt: skip
-    """Attention of blocks of `block` queries; scratch_rows is the block rounded up to a multiple of 6."""
-    d = c // heads
-    scale = np.float32(math.log2(math.e) / math.sqrt(d))
-    blocks, vectors = (tq + block - 1) // block, value_stride // (4 * LANES)
+    q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, buffers, buffer_bytes, workers
+):
+    """Attention of groups of `group` panels of queries.
+
+    A worker's buffer holds panels of queries (d rows each), scores (key_block rows), sums (d rows a panel), and the
+    running peaks and norms (a row a panel each); scores and sums have some rows more, as `product_rows` and `_write`
+    demand.
+    """
+    d, stride = c // heads, c * 4
+    sum_rows = (d + LANES - 1) // LANES * LANES + SIX
     counter = np.zeros(1, np.int64)
-    for _ in prange(workers):
-        queries = np.zeros((scratch_rows, d), np.float32)
-        scores = np.empty((scratch_rows, key_block), np.float32)
-        sums = np.empty((scratch_rows, vectors * LANES), np.float32)
-        peak = np.empty(scratch_rows, np.float32)
-        norm = np.empty(scratch_rows, np.float32)
-        tables = np.empty((2, scratch_rows), np.int64)
-        score_stride = key_block * 4
-        for i in range(scratch_rows):
-            tables[0, i] = queries.ctypes.data + i * d * 4
-            tables[1, i] = scores.ctypes.data + i * score_stride
-        query_rows, score_rows = tables.ctypes.data, tables.ctypes.data + scratch_rows * 8
+    for worker in prange(workers):
+        queries = buffers + worker * buffer_bytes
+        scores = queries + group * d * STRIDE
+        sums = scores + (key_block + SIX) * STRIDE
+        peaks = sums + group * sum_rows * STRIDE
+        norms = peaks + group * STRIDE
+        key_rows = np.empty(key_block + SIX, np.int64)
+        value_rows = np.empty(d + SIX, np.int64)
+        table = np.empty(LANES, np.int64)
+        spill = np.empty(LANES * LANES, np.float32)
         task = next_task(counter.ctypes.data)
-        while task < n * heads * blocks:
-            head, query0 = task // blocks, (task % blocks) * block
-            rows = min(block, tq - query0)
-            padded = (rows + 5) // 6 * 6
-            start = ((head // heads) * tq + query0) * c * 4 + (head % heads) * d * 4
-            for i in range(rows):
-                source = carray(float_pointer(q + start + i * c * 4), d)
-                for j in range(d):
-                    queries[i, j] = source[j] * scale
-            peak[:] = _MASKED
-            norm[:] = 0
-            sums[:] = 0
+        while task < n * heads * groups:
+            head, query0 = task // groups, task % groups * group * WIDTH
+            rows = min(group * WIDTH, tq - query0)
+            panels = (rows + WIDTH - 1) // WIDTH
+            part = head % heads * d * 4
+            start = (head // heads * tq + query0) * stride + part
+            for p in range(panels):
+                count = min(WIDTH, rows - p * WIDTH)
+                _pack_queries(q + start + p * WIDTH * stride, stride, count, d, offsets, queries + p * d * STRIDE)
+            _fill(peaks, group * STRIDE, _MASKED)
+            _fill(norms, group * STRIDE, np.float32(0))
+            _fill(sums, group * sum_rows * STRIDE, np.float32(0))
             last = min(tk, query0 + rows) if causal else tk
             for key0 in range(0, last, key_block):
-                count = min(key_block, tk - key0)
-                columns = (count + LANES - 1) // LANES * LANES
-                for j in range(0, columns, WIDTH):
-                    panel = keys + head * key_bytes + (key0 + j) * d * 4
-                    _product(
-                        query_rows, padded, panel, WIDTH * 4, scores.ctypes.data + j * 4, score_stride, d,
-                        min(VECTORS, (columns - j) // LANES), True,
-                    )  # fmt: skip
-                for i in range(rows):
-                    seen = min(count, query0 + i + 1 - key0) if causal else count
-                    for j in range(max(seen, 0), columns):
-                        scores[i, j] = _MASKED
-                    row = sums.ctypes.data + i * value_stride
-                    old = peak[i]
-                    peak[i], added = _softmax_row(scores.ctypes.data + i * score_stride, columns, old)
-                    if peak[i] != old:
-                        fade = _power2(old - peak[i])
-                        norm[i] *= fade
-                        _scale_row(row, fade, vectors)
-                    norm[i] += added
-                done = 0
-                while done < vectors:
-                    left = (vectors - done + VECTORS - 1) // VECTORS
-                    width = (vectors - done + left - 1) // left  # 5 vectors as 3 + 2, not 4 + 1
-                    part = done * LANES * 4
-                    block_values = values + head * value_bytes + key0 * value_stride + part
-                    _product(
-                        score_rows, padded, block_values, value_stride, sums.ctypes.data + part, value_stride, count,
-                        width, False,
-                    )  # fmt: skip
-                    done += width
-            for i in range(rows):
-                target = carray(float_pointer(out + start + i * c * 4), d)
-                factor = np.float32(1) / norm[i]
-                for j in range(d):
-                    target[j] = sums[i, j] * factor
+                count = min(key_block, last - key0)
+                first = (head // heads * tk + key0) * stride + part
+                for i in range(count + SIX):
+                    key_rows[i] = k + first + min(i, count - 1) * stride
+                for i in range(d + SIX):
+                    value_rows[i] = v + first + min(i, d - 1) * 4
+                for p in range(panels):
+                    query = query0 + p * WIDTH
+                    vectors = (min(WIDTH, tq - query) + LANES - 1) // LANES
+                    keys = min(count, query + WIDTH - key0) if causal else count
+                    if keys <= 0:
+                        continue
+                    product_rows(
+                        key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True, scores, 0
+                    )
+                    if causal:
+                        _mask(scores, key0, keys, query)
+                    total = sums + p * sum_rows * STRIDE
+                    for j in range(0, vectors * LANES * 4, LANES * 4):
+                        _softmax(scores + j, keys, peaks + p * STRIDE + j, norms + p * STRIDE + j, total + j, d)
+                    product_rows(value_rows.ctypes.data, 0, stride, scores, total, d, keys, vectors, False, scores, 0)
+            for p in range(panels):
+                _write(
+                    sums + p * sum_rows * STRIDE, norms + p * STRIDE, d, out + start + p * WIDTH * stride, stride,
+                    min(WIDTH, rows - p * WIDTH), table, spill.ctypes.data,
+                )  # fmt: skip
             task = next_task(counter.ctypes.data)
 
 
@@ -244,18 +242,20 @@ def attention(
     out = output(out, q.shape, q, k, v)
     if not out.size:
         return out
-    d = c // heads
-    value_width = math.ceil(d / LANES) * LANES
-    key_floats = math.ceil(tk / WIDTH) * WIDTH * d
-    keys = address(scratch.take("keys", n * heads * key_floats))
-    values = address(scratch.take("values", n * heads * tk * value_width))
-    layout = (keys, key_floats * 4, values, value_width * 4, tk * value_width * 4)
-    offsets = pack_offsets(d, 1, d)
-    _pack_heads(address(k), address(v), n, tk, c, heads, address(offsets), *layout, threads())
-    block = math.ceil(tq / math.ceil(tq / _QUERIES))
-    key_block = min(_KEYS, math.ceil(tk / WIDTH) * WIDTH)
+    d, workers = c // heads, threads()
+    group = min(_PANELS, math.ceil(tq / WIDTH))
+    key_block = min(_KEYS, tk)
+    sum_rows = math.ceil(d / LANES) * LANES + SIX
+    buffer_floats = (group * (d + sum_rows + 2) + key_block + SIX) * WIDTH
     _attend(
-        address(q), *layout, address(out), n, tq, tk, c, heads, int(causal), block, key_block,
-        math.ceil(block / 6) * 6, threads(),
+        address(q), address(k), address(v), address(out), n, tq, tk, c, heads, int(causal),
+        group, math.ceil(tq / (group * WIDTH)), key_block, address(_channel_offsets(d)),
+        address(scratch.take("attention", buffer_floats * workers)), buffer_floats * 4, workers,
     )  # fmt: skip
     return out
+
+
+@lru_cache(maxsize=32)
+def _channel_offsets(d: int) -> np.ndarray:
+    """Where in a panel each channel's row begins, in bytes."""
+    return np.arange(d) * STRIDE

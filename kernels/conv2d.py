@@ -1,7 +1,7 @@
 """Convolution of images, channels last, in the sense of neural networks (correlation).
 
-Two algorithms: the direct one of `kernels.gemm`, for each tap of the filter a product of the moved input and that tap's
-weights; and, for 3x3 filters at stride 1, the faster one of `kernels.winograd`. Neither copies the input to pad it.
+The direct algorithm of `kernels.gemm` makes, for each tap of the filter, a product of the moved input and that tap's
+weights; for 3x3 filters at stride 1 those of `kernels.winograd` are faster. None copies the input to pad it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import numpy as np
 
 from kernels import winograd
 from kernels.arrays import check_array, check_shape, check_weight
-from kernels.gemm import Geometry, PackedWeight, multiply, pack, result
+from kernels.gemm import Geometry, multiply, result
+from kernels.packing import PackedWeight, pack
+
+ALGORITHMS = ("auto", "direct", "winograd", "winograd2", "winograd4")
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
@@ -69,9 +72,10 @@ def conv2d(
         Float32 ``(n, h', w', c_out)`` to write to.
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
-    algorithm : {"auto", "direct", "winograd"}
-        ``winograd`` needs 3x3 filters, stride 1, and channels in multiples of the vector width (16 on AVX-512). Largest
-        error relative to the largest value: about 5e-7 and 2e-6. A packed weight serves the direct algorithm.
+    algorithm : {"auto", "direct", "winograd", "winograd2", "winograd4"}
+        Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs, or the better of the two. ``auto`` takes
+        the fastest of all. Largest errors relative to the largest value: direct 5e-7, winograd2 1e-6, winograd4 2e-6.
+        A packed weight serves the direct algorithm.
 
     Returns
     -------
@@ -97,24 +101,25 @@ def conv2d(
     chosen = _choose(algorithm, x.shape[3], c_out, geometry)
     if not out.size:
         return out
-    if chosen == "winograd":
-        winograd.winograd(x, w.stored if isinstance(w, PackedWeight) else w, b, out, geometry, accumulate)
-    else:
+    if chosen == "direct":
         multiply(x, w, b, out, geometry, accumulate)
+    else:
+        stored = w.stored if isinstance(w, PackedWeight) else w
+        winograd.winograd(x, stored, b, out, geometry, accumulate, 2 if chosen == "winograd2" else 4)
     return out
 
 
 def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry) -> str:
-    if algorithm == "auto":
-        return "winograd" if winograd.suits(channels, c_out, geometry) else "direct"
-    if algorithm not in {"direct", "winograd"}:
-        raise ValueError(f"algorithm: found {algorithm!r}, expected auto, direct or winograd")
-    if algorithm == "winograd" and not winograd.possible(channels, c_out, geometry):
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: found {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
+    costs = winograd.costs(channels, c_out, geometry)
+    able = {name: cost for name, cost in costs.items() if algorithm == "auto" or name.startswith(algorithm)}
+    if not able:
         raise ValueError(
-            f"algorithm: winograd cannot do {geometry.kh}x{geometry.kw} filters with stride {geometry.stride} and "
-            f"{channels} to {c_out} channels; expected 3x3, stride 1, and multiples of {winograd.LANES}"
+            f"algorithm: {algorithm} cannot do {geometry.kh}x{geometry.kw} filters with stride {geometry.stride}; "
+            "expected 3x3 and stride 1"
         )
-    return algorithm
+    return min(able, key=lambda name: able[name])
 
 
 def _geometry(x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, upsample: bool) -> Geometry:

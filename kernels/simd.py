@@ -134,6 +134,25 @@ def store(typingctx, address, value):
     return types.void(types.intp, vector), codegen
 
 
+def _make_prefetch(write: int):
+    @intrinsic
+    def prefetch(typingctx, address):
+        def codegen(context, builder, sig, args):
+            kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), _i32, _i32, _i32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            flags = (ir.Constant(_i32, value) for value in (write, 2, 1))  # to be kept in L2, data
+            builder.call(function, [_pointer(builder, args[0]), *flags])
+            return context.get_dummy_value()
+
+        return types.void(types.intp), codegen
+
+    return prefetch
+
+
+# ``prefetch(address)``: bring the cache line there closer, to be read or written; any address will do.
+prefetch, prefetch_write = _make_prefetch(0), _make_prefetch(1)
+
+
 @intrinsic
 def splat(typingctx, value):
     """``splat(float32) -> vector`` with the value in every lane."""
@@ -214,7 +233,12 @@ def exp2(typingctx, v):
     return vector(vector), codegen
 
 
-for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+for _op, _method in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
 
     @infer_global(_op)
     class _VectorOperator(AbstractTemplate):

@@ -1,33 +1,40 @@
-"""Convolution with 3x3 filters and stride 1 by minimal filtering: F(4x4, 3x3), 36 products for 16 outputs, not 144.
+"""Convolution with 3x3 filters and stride 1 by minimal filtering: F(4x4, 3x3) and F(2x2, 3x3).
 
 A tile of 6x6 inputs and a 3x3 filter, both transformed, are multiplied element by element and summed over the
-channels; transforming back gives 4x4 outputs (Winograd 1980; Lavin and Gray, arXiv:1509.09308). The sums over channels
-are 36 matrix products, done by the micro-kernel of `kernels.gemm`.
+channels; transforming back gives 4x4 outputs, with 36 products instead of 144 (Winograd 1980; Lavin and Gray,
+arXiv:1509.09308). Tiles of 4x4 inputs give 2x2 outputs with 16 products instead of 36. The sums over channels are 36
+(or 16) matrix products, one for each *part* of the transforms, done by the micro-kernel of `kernels.product`.
 
 The interpolation points are 0, 3/4, -3/4, 3/2, -3/2 and infinity: the error is a quarter of that of the usual
-0, 1, -1, 2, -2 and infinity (compare Barabasz et al., arXiv:1803.10986, who search for such points).
+0, 1, -1, 2, -2 and infinity (compare Barabasz et al., arXiv:1803.10986, who search for such points). The small tiles
+have 0, 1, -1 and infinity.
 
 1. Inputs: for a batch of tiles, as many as fit the shared cache, all threads write the transformed tiles as
-   ``[block][chunk][36][tile][channel]``. Padding and enlargement are addresses, as in the direct convolution.
-2. A task is a panel of output channels and a block of tiles. Its thread transforms the filters of a chunk of channels
-   into a buffer of its own, multiplies, and after the last chunk transforms the sums back, adds the bias and stores.
-   Filters are transformed again for each block of tiles: that is cheaper than to read them, four times as large,
-   from memory.
+   ``[block][chunk][part][tile][channel]``. Padding and enlargement are addresses, as in the direct convolution.
+2. A task is a panel of output channels and a range of blocks of tiles. Its thread transforms filters into a buffer of
+   its own, multiplies, transforms the sums back, adds the bias and stores. Large images have tiles enough to pay for
+   the filters of all channels; for small ones the filters of one chunk of channels are transformed and used at a time,
+   in the L2 cache, while the stored filters of the next chunk are fetched.
 
-The 36 parts of each buffer lie a little more than a multiple of 4 KB apart: at multiples they would compete for the
+Transformed filters are four times as large as stored ones: making them again for each batch is cheaper than to keep
+them. The parts of each buffer lie a little more than a multiple of 4 KB apart: at multiples they would compete for the
 same lines of the cache.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_weight
-from kernels.gemm import VECTORS, WIDTH, Geometry, bias_address, pack_columns, product_rows, scratch, zeros
+from kernels.gemm import Geometry, bias_address, zeros
 from kernels.jit import inline, kernel, threads
+from kernels.memory import scratch
+from kernels.packing import pack_columns
+from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import (
     FLOAT32,
     LANES,
@@ -35,7 +42,8 @@ from kernels.simd import (
     load,
     make_transform,
     next_task,
-    splat,
+    prefetch,
+    prefetch_write,
     tile_add,
     tile_collect,
     tile_gather,
@@ -44,38 +52,31 @@ from kernels.simd import (
     tile_spread,
 )
 
-_POINTS = (0.75, 1.5)
-_CHUNK = 32  # channels whose filters are transformed at a time: 36 * 32 * 64 floats are 288 KB
-_TILES = 48  # tiles of a block: its sums, 36 * 48 * 64 floats, are 432 KB
-_BATCH = 10 << 20  # bytes of transformed inputs at a time
-_TAP_OFFSETS = np.arange(_CHUNK * 9) * (LANES * 4)  # where a chunk's taps go for the transform: [channel][tap][LANES]
+_TILES = 48  # tiles of a block: the sums of its 36 parts, 64 channels each, are 432 KB
+_CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
+_SMALL_CHUNK = 48  # and if not: 36 * 48 * 64 floats are 432 KB
+_FEW = 36  # tiles of an image up to which that is so
+_BATCH = 14 << 20  # bytes of transformed inputs at a time
 
 
-def _matrices(a: float, b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the transforms of inputs (6, 6), filters (6, 3) and outputs (4, 6) for 0, +-a, +-b and infinity."""
-    p, q = a * a, b * b
-    inputs = [
-        [p * q, 0, -(p + q), 0, 1, 0],
-        [0, -a * q, -q, a, 1, 0],
-        [0, a * q, -q, -a, 1, 0],
-        [0, -p * b, -p, b, 1, 0],
-        [0, p * b, -p, -b, 1, 0],
-        [0, p * q, 0, -(p + q), 0, 1],
-    ]
-    u, v = 2 * p * (p - q), 2 * q * (q - p)
-    filters = [
-        [1 / (p * q), 0, 0],
-        [1 / u, a / u, p / u],
-        [1 / u, -a / u, p / u],
-        [1 / v, b / v, q / v],
-        [1 / v, -b / v, q / v],
-        [0, 0, 1],
-    ]
-    outputs = [[x**i for x in (0, a, -a, b, -b)] + [float(i == 3)] for i in range(4)]
-    return np.array(inputs), np.array(filters), np.array(outputs)
+def _matrices(*points: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the transforms of inputs, filters and outputs for 0, +-a (and +-b) and infinity, for filters of 3."""
+    finite = [0.0, *(sign * x for x in points for sign in (1, -1))]
+    size = len(finite) + 1
+    whole = np.poly(finite)[::-1]  # of the polynomial with these roots, lowest power first
+    inputs, filters = np.zeros((size, size)), np.zeros((size, 3))
+    for i, x in enumerate(finite):
+        others = [y for y in finite if y != x]
+        sign = -1 if not x and len(points) % 2 else 1  # makes the first row of both transforms positive
+        inputs[i, :-1] = sign * np.poly(others)[::-1]
+        filters[i] = sign * x ** np.arange(3) / np.prod([x - y for y in others])
+    inputs[-1], filters[-1, -1] = whole, 1
+    outputs = np.array([[x**i for x in finite] + [float(i == size - 3)] for i in range(size - 2)])
+    return inputs, filters, outputs
 
 
-_input_transform, _filter_transform, _output_transform = map(make_transform, _matrices(*_POINTS))
+_inputs4, _filters4, _outputs4 = map(make_transform, _matrices(0.75, 1.5))
+_inputs2, _filters2, _outputs2 = map(make_transform, _matrices(1.0))
 
 
 @inline
@@ -94,144 +95,306 @@ def _tile_rows(table, x, skip, height, width, pixel_bytes, tile, tiles_h, tiles_
 
 
 @inline
-def _input_start(channels, first, chunk, count):
-    """Where in the transformed inputs, in floats, the chunk of channels begins of the block of tiles from first on."""
-    chunks = (channels + _CHUNK - 1) // _CHUNK
-    parts = first // _TILES * chunks + chunk // _CHUNK  # each has 36 times LANES floats of padding
-    return 36 * (first * channels + chunk * count + parts * LANES)
+def _whole(channels):
+    """Round a number of channels up to whole vectors."""
+    return (channels + LANES - 1) // LANES * LANES
 
 
-@kernel(14)
+@inline
+def _input_start(channels, chunk, first, c, count, parts):
+    """Where in the transformed inputs, in floats, the chunk at channel c begins of the block of tiles from first on."""
+    chunks = (channels + chunk - 1) // chunk
+    pads = first // _TILES * chunks + c // chunk  # each chunk before has a vector of padding in each part
+    return parts * (first * _whole(channels) + c * count + pads * LANES)
+
+
+@inline
+def _transform_input(table, offset, target, stride, step):
+    if step == 4:
+        tile_spread(_inputs4(tile_gather(table, offset, 6, 6)), target, stride)
+    else:
+        tile_spread(_inputs2(tile_gather(table, offset, 4, 4)), target, stride)
+
+
+@inline
+def _copy_channels(table, offset, channels, copies, count):
+    """Copy the last few channels of each pixel of a tile to vectors of `copies`, and put those into its last column."""
+    for i in range(count):
+        source = carray(float_pointer(table[i] + offset), channels)
+        for j in range(channels):
+            copies[i, j] = source[j]
+
+
+@kernel(16)
 def _transform_inputs(
-    x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tile0, tiles, v, workers
+    x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tile0, tiles, step, v, chunk, workers
 ):
     """Transform the input tiles tile0 .. tile0 + tiles."""
+    size = step + 2
+    parts = size * size
     counter = np.zeros(1, np.int64)
     for _ in prange(workers):
         table = np.empty(36, np.int64)
+        copies = np.zeros((36, LANES), np.float32)
+        copy_table = np.empty(36, np.int64)
+        for i in range(36):
+            copy_table[i] = copies.ctypes.data + i * LANES * 4
         t = next_task(counter.ctypes.data)
         while t < tiles:
             _tile_rows(
-                table, x, blank, height, width, channels * 4, tile0 + t, tiles_h, tiles_w, 6, 4, top, left, enlarge
-            )
+                table, x, blank, height, width, channels * 4, tile0 + t,
+                tiles_h, tiles_w, size, step, top, left, enlarge,
+            )  # fmt: skip
             first = t // _TILES * _TILES
             count = min(_TILES, tiles - first)
             for c in range(0, channels, LANES):
-                chunk = c // _CHUNK * _CHUNK
-                depth = min(_CHUNK, channels - chunk)
-                start = _input_start(channels, first, chunk, count) + (t - first) * depth + c - chunk
-                tile = tile_gather(table.ctypes.data, c * 4, 6, 6)
-                tile_spread(_input_transform(tile), v + start * 4, (count * depth + LANES) * 4)
+                begin = c // chunk * chunk
+                depth = _whole(min(chunk, channels - begin))
+                start = _input_start(channels, chunk, first, begin, count, parts) + (t - first) * depth + c - begin
+                if channels - c < LANES:
+                    _copy_channels(table, c * 4, channels - c, copies, parts)
+                    _transform_input(copy_table.ctypes.data, 0, v + start * 4, (count * depth + LANES) * 4, step)
+                else:
+                    _transform_input(table.ctypes.data, c * 4, v + start * 4, (count * depth + LANES) * 4, step)
             t = next_task(counter.ctypes.data)
 
 
 @inline
-def _transform_filters(w, kind, c_out, channels, first, depth, offsets, panel, taps, filters):
-    """Transform the filters of a panel and the channels first .. first + depth, as [36][depth][WIDTH]."""
+def _transform_filters(w, kind, c_out, channels, first, depth, offsets, panel, taps, filters, step):
+    """Transform the filters of a panel and the channels first .. first + depth, as [part][depth][WIDTH]."""
     size = 4 if kind == FLOAT32 else 2
+    stride = (depth + 1) * STRIDE
     for j in range(VECTORS):
         o = panel * WIDTH + j * LANES
         rows = max(0, min(LANES, c_out - o))
-        source = w + (o * channels + first) * 9 * size
-        pack_columns(source, channels * 9 * size, kind, rows, depth * 9, offsets, taps)
-        for c in range(depth):
-            tile = tile_load(taps + c * 9 * LANES * 4, 3 * LANES * 4, 3, 3)
-            tile_spread(_filter_transform(tile), filters + (c * WIDTH + j * LANES) * 4, (depth + 1) * WIDTH * 4)
+        for c0 in range(0, depth, _SMALL_CHUNK):  # taps stay in the L1 cache
+            some = min(_SMALL_CHUNK, depth - c0)
+            source = w + (o * channels + first + c0) * 9 * size
+            pack_columns(source, channels * 9 * size, kind, rows, some * 9, offsets, taps)
+            for c in range(some):
+                tile = tile_load(taps + c * 9 * LANES * 4, 3 * LANES * 4, 3, 3)
+                target = filters + (c0 + c) * STRIDE + j * LANES * 4
+                if step == 4:
+                    tile_spread(_filters4(tile), target, stride)
+                else:
+                    tile_spread(_filters2(tile), target, stride)
 
 
-@kernel(21)
+@inline
+def _fetch_filters(w, size, c_out, channels, first, depth, panel, part, parts):
+    """Bring the part-th of `parts` shares of a panel's stored filters, for `depth` channels, into the cache."""
+    o = panel * WIDTH
+    rows = min(WIDTH, c_out - o)
+    for row in range(rows * part // parts, rows * (part + 1) // parts):
+        start = w + ((o + row) * channels + first) * 9 * size
+        for line in range(0, depth * 9 * size, 64):
+            prefetch(start + line)
+
+
+@inline
+def _finish_vector(sums, stride, table, offset, bias, step, add):
+    """Transform back the sums of one tile and vector of channels, add a vector of bias, write or add to the pixels."""
+    if step == 4:
+        result = tile_add(_outputs4(tile_collect(sums, stride, 6, 6)), load(bias))
+        if add:
+            result = tile_add(result, tile_gather(table, offset, 4, 4))
+        tile_scatter(result, table, offset)
+    else:
+        small = tile_add(_outputs2(tile_collect(sums, stride, 4, 4)), load(bias))
+        if add:
+            small = tile_add(small, tile_gather(table, offset, 2, 2))
+        tile_scatter(small, table, offset)
+
+
+@inline
+def _finish_tile(sums, stride, table, pixels, copies, copy_table, bias, shift, column, c_out, step, add):
+    """Do so for all channels of a panel; the last few, fewer than a vector, by way of copies."""
+    for c in range(column, min(column + WIDTH, c_out), LANES):
+        valid = min(LANES, c_out - c)
+        if bias:
+            source = carray(float_pointer(bias + c * 4), valid)
+            for i in range(valid):
+                shift[i] = source[i]
+        where = sums + (c - column) * 4
+        for part in range((step + 2) * (step + 2)):
+            prefetch(where + STRIDE + part * stride)  # the next tile's
+        if valid == LANES:
+            _finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, add)
+        else:
+            if add:
+                _copy_channels(table, c * 4, valid, copies, pixels)
+            _finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, add)
+            for i in range(pixels):
+                target = carray(float_pointer(table[i] + c * 4), valid)
+                for j in range(valid):
+                    target[j] = copies[i, j]
+
+
+@kernel(26)
 def _multiply_tiles(
-    v, channels, tile0, tiles, w, kind, offsets,
-    out, out_h, out_w, c_out, bias, bias_stride, add, tiles_h, tiles_w, panels, blocks,
-    buffers, buffer_bytes, workers,
+    v, channels, chunk, tile0, tiles, step, w, kind, offsets,
+    out, out_h, out_w, c_out, bias, bias_stride, add, tiles_h, tiles_w,
+    panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
 ):  # fmt: skip
-    """Multiply transformed inputs and filters, transform back, store; c_out is a multiple of LANES."""
+    """Multiply transformed inputs and filters, transform back, store.
+
+    A task is a panel and one of `splits` ranges of blocks. Filters of a chunk of channels are transformed at a time;
+    unless that is all of them, the sums of all blocks of the task are kept until the last ones have been added.
+    """
+    size = step + 2
+    parts = size * size
+    block_rows = (min(_TILES, tiles) + SIX - 1) // SIX * SIX + 1
+    blocks = (tiles + _TILES - 1) // _TILES
+    weight_size = 4 if kind == FLOAT32 else 2
     counter = np.zeros(1, np.int64)
     for worker in prange(workers):
         filters = buffers + worker * buffer_bytes
-        sums = filters + 36 * (_CHUNK + 1) * WIDTH * 4
-        taps = sums + 36 * (_TILES + 1) * WIDTH * 4
-        spill = taps + _CHUNK * 9 * LANES * 4
-        rows = np.empty(_TILES, np.int64)
+        all_sums = filters + filters_bytes
+        taps = all_sums + sums_bytes
+        rows = np.empty(_TILES + SIX, np.int64)
         table = np.empty(16, np.int64)
-        zero = carray(float_pointer(sums), 36 * (_TILES + 1) * WIDTH)
+        shift = np.zeros(LANES, np.float32)
+        copies = np.zeros((16, LANES), np.float32)
+        copy_table = np.empty(16, np.int64)
+        for i in range(16):
+            copy_table[i] = copies.ctypes.data + i * LANES * 4
         task = next_task(counter.ctypes.data)
-        while task < panels * blocks:
-            panel, block = task % panels, task // panels
-            first = block * _TILES
-            count = min(_TILES, tiles - first)
-            zero[: 36 * (count + 1) * WIDTH] = 0
-            for c in range(0, channels, _CHUNK):
-                depth = min(_CHUNK, channels - c)
-                _transform_filters(w, kind, c_out, channels, c, depth, offsets, panel, taps, filters)
-                start = v + _input_start(channels, first, c, count) * 4
-                for t in range(count):
-                    rows[t] = start + t * depth * 4
-                for xi in range(36):
-                    product_rows(
-                        rows.ctypes.data, xi * (count * depth + LANES) * 4, filters + xi * (depth + 1) * WIDTH * 4,
-                        sums + xi * (count + 1) * WIDTH * 4, WIDTH * 4, count, depth,
-                    )  # fmt: skip
+        while task < panels * splits:
+            following = task + workers  # probably
+            panel, split = task % panels, task // panels
+            first_block, last_block = blocks * split // splits, blocks * (split + 1) // splits
             column = panel * WIDTH
-            for t in range(count):
-                tile = tile0 + first + t
-                _tile_rows(
-                    table, out + column * 4, spill, out_h, out_w, c_out * 4, tile, tiles_h, tiles_w, 4, 4, 0, 0, 0
-                )
-                image = tile // (tiles_h * tiles_w)
-                for j in range(0, min(WIDTH, c_out - column), LANES):
-                    shift = splat(np.float32(0))
-                    if bias:
-                        shift = load(bias + image * bias_stride + (column + j) * 4)
-                    summed = tile_collect(sums + (t * WIDTH + j) * 4, (count + 1) * WIDTH * 4, 6, 6)
-                    result = tile_add(_output_transform(summed), shift)
-                    if add:
-                        result = tile_add(result, tile_gather(table.ctypes.data, j * 4, 4, 4))
-                    tile_scatter(result, table.ctypes.data, j * 4)
+            vectors = (min(WIDTH, c_out - column) + LANES - 1) // LANES
+            for c in range(0, channels, chunk):
+                depth = min(chunk, channels - c)
+                row_floats = _whole(depth)
+                _transform_filters(w, kind, c_out, channels, c, depth, offsets, panel, taps, filters, step)
+                next_panel, next_c = panel, c + chunk
+                if next_c >= channels:
+                    next_panel, next_c = following % panels, 0
+                fetch = next_c > 0 or following < panels * splits
+                for block in range(first_block, last_block):
+                    first = block * _TILES
+                    count = min(_TILES, tiles - first)
+                    start = _input_start(channels, chunk, first, c, count, parts)
+                    for t in range(count + SIX):
+                        rows[t] = v + (start + min(t, count - 1) * row_floats) * 4
+                    sums = all_sums
+                    if chunk < channels:
+                        sums += (block - first_block) * parts * block_rows * STRIDE
+                    for part in range(parts):
+                        if fetch and block == first_block:
+                            _fetch_filters(
+                                w, weight_size, c_out, channels, next_c, min(chunk, channels - next_c), next_panel,
+                                part, parts,
+                            )  # fmt: skip
+                        part_filters = filters + part * (depth + 1) * STRIDE
+                        product_rows(
+                            rows.ctypes.data, part * (count * row_floats + LANES) * 4, 4, part_filters,
+                            sums + part * block_rows * STRIDE,
+                            count, depth, vectors, c == 0, part_filters + (depth + 1) * STRIDE, 64,
+                        )  # fmt: skip
+                    if c + chunk >= channels:
+                        for t in range(count):
+                            tile = tile0 + first + t
+                            _tile_rows(
+                                table, out, spill, out_h, out_w, c_out * 4, tile + 1, tiles_h, tiles_w,
+                                step, step, 0, 0, 0,
+                            )  # fmt: skip
+                            for pixel in range(step * step):
+                                for line in range(column * 4, min(column + WIDTH, c_out) * 4, 64):
+                                    prefetch_write(table[pixel] + line)
+                            _tile_rows(
+                                table, out, spill, out_h, out_w, c_out * 4, tile, tiles_h, tiles_w, step, step, 0, 0, 0
+                            )
+                            image_bias = bias + tile // (tiles_h * tiles_w) * bias_stride if bias else 0
+                            _finish_tile(
+                                sums + t * STRIDE, block_rows * STRIDE, table, step * step, copies, copy_table,
+                                image_bias, shift, column, c_out, step, add,
+                            )  # fmt: skip
             task = next_task(counter.ctypes.data)
 
 
-def possible(channels: int, c_out: int, geometry: Geometry) -> bool:
-    """Return whether this algorithm can do a convolution."""
-    return (geometry.kh, geometry.kw, geometry.stride) == (3, 3, 1) and not channels % LANES and not c_out % LANES
+def possible(geometry: Geometry) -> bool:
+    """Return whether these algorithms can do a convolution."""
+    return (geometry.kh, geometry.kw, geometry.stride) == (3, 3, 1)
 
 
-def suits(channels: int, c_out: int, geometry: Geometry) -> bool:
-    """Return whether this algorithm can do a convolution and is likely to be the faster one.
+def costs(channels: int, c_out: int, geometry: Geometry) -> dict[str, float]:
+    """Estimate the cost of each algorithm that can do a convolution, by its name in `kernels.conv2d`.
 
-    The decision looks at one image only, so that an image's result does not depend on how many come with it.
+    The unit is a multiplication of one vector, for each vector of filters. An image is looked at by itself, so that its
+    result does not depend on how many come with it.
     """
     g = geometry
-    if not possible(channels, c_out, g):
-        return False
-    tiles = math.ceil(g.out_h / 4) * math.ceil(g.out_w / 4)
-    # Cycles for one vector of filters: transforming it, and multiplying; the direct algorithm only multiplies.
-    return 1.25 * (110 + 36 * tiles) < 9 * g.out_h * g.out_w + 30
+    direct = 1.05 * g.kh * g.kw * g.out_h * g.out_w + 15
+    if not possible(g):
+        return {"direct": direct}
+    estimates = {"direct": direct}
+    for name, step, filters in (("winograd2", 2, 90), ("winograd4", 4, 170)):
+        tiles, parts = math.ceil(g.out_h / step) * math.ceil(g.out_w / step), (step + 2) ** 2
+        transforms = parts * (3 * LANES / min(c_out, 16 * LANES) + 2.5 * LANES / min(channels, 16 * LANES))
+        estimates[name] = filters + tiles * (1.15 * parts + transforms)
+    return estimates
 
 
 def winograd(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool
-) -> None:
-    """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked."""
-    g, channels, c_out = geometry, x.shape[-1], out.shape[-1]
-    tiles_h, tiles_w = math.ceil(g.out_h / 4), math.ceil(g.out_w / 4)
-    tiles, panels = g.images * tiles_h * tiles_w, math.ceil(c_out / WIDTH)
-    batch = max(1, _BATCH // (36 * 4 * channels * _TILES)) * _TILES
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool,
+    step: int,
+) -> None:  # fmt: skip
+    """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked.
+
+    `step` is 4 for F(4x4, 3x3) and 2 for F(2x2, 3x3).
+    """
+    g, channels, c_out, parts = geometry, x.shape[-1], out.shape[-1], (step + 2) ** 2
+    tiles_h, tiles_w = math.ceil(g.out_h / step), math.ceil(g.out_w / step)
+    tiles, panels, workers = g.images * tiles_h * tiles_w, math.ceil(c_out / WIDTH), threads()
+    few = tiles_h * tiles_w <= _FEW
+    chunk = _chunk_size(channels, _SMALL_CHUNK if few else _CHUNK)
+    batch = max(1, _BATCH // (parts * 4 * channels * _TILES)) * _TILES
     blocks = math.ceil(min(batch, tiles) / _TILES)
-    v = address(scratch.take("tiles", 36 * blocks * (_TILES * channels + math.ceil(channels / _CHUNK) * LANES)))
-    buffer_floats = 36 * (_CHUNK + _TILES + 2) * WIDTH + _CHUNK * 9 * LANES + WIDTH
-    workers = threads()  # once: another thread may change it, and there must be a buffer for each
+    splits = _splits(panels, blocks, workers)
+    padded = math.ceil(channels / LANES) * LANES
+    v = address(scratch.take("tiles", parts * blocks * (_TILES * padded + math.ceil(channels / chunk) * LANES)))
+    block_rows = math.ceil(min(_TILES, tiles) / SIX) * SIX + 1
+    filters_floats = (parts * (chunk + 1) + 1) * WIDTH
+    sums_floats = (math.ceil(blocks / splits) if chunk < channels else 1) * (parts * block_rows + SIX) * WIDTH
+    taps_floats = _SMALL_CHUNK * 9 * LANES + WIDTH
+    buffer_floats = filters_floats + sums_floats + taps_floats
     buffers = address(scratch.take("filters", buffer_floats * workers))
+    spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
     blank = zeros(channels)
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
             address(x), address(blank), g.height, g.width, channels, g.top, g.left, g.enlarge, tiles_h, tiles_w,
-            tile0, count, v, workers,
+            tile0, count, step, v, chunk, workers,
         )  # fmt: skip
         _multiply_tiles(
-            v, channels, tile0, count, address(w), check_weight("w", w, 4), address(_TAP_OFFSETS),
-            address(out), g.out_h, g.out_w, c_out,
-            *bias_address(bias), int(accumulate),
-            tiles_h, tiles_w, panels, math.ceil(count / _TILES), buffers, buffer_floats * 4, workers,
+            v, channels, chunk, tile0, count, step, address(w), check_weight("w", w, 4), address(_tap_offsets()),
+            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), int(accumulate), tiles_h, tiles_w,
+            panels, min(splits, math.ceil(count / _TILES)), spill,
+            filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _tap_offsets() -> np.ndarray:
+    """Where the taps of some filters go for their transform, in bytes: [channel][tap][LANES]."""
+    return np.arange(_SMALL_CHUNK * 9) * (LANES * 4)
+
+
+def _chunk_size(channels: int, most: int) -> int:
+    """Return how many channels a chunk has: whole vectors, as equal as possible."""
+    vectors = math.ceil(channels / LANES)
+    return math.ceil(vectors / math.ceil(vectors / (most // LANES))) * LANES
+
+
+def _splits(panels: int, blocks: int, workers: int) -> int:
+    """Return into how many ranges to split the blocks: idle threads cost time, and so do filters transformed again."""
+
+    def cost(splits: int) -> float:
+        rounds = math.ceil(panels * splits / workers)
+        return rounds / splits * (1 + 0.1 * splits / blocks)
+
+    return min(range(1, min(blocks, 2 * workers) + 1), key=cost)

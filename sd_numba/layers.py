@@ -36,7 +36,7 @@ def take_vector(weights: WeightSource, name: str, c: int) -> np.ndarray:
 
 
 class Linear:
-    """``x (..., k) -> x @ weight.T + bias (..., n)``.
+    """``x (..., k) -> x @ weight.T + bias (..., n)``, and an activation.
 
     Parameters
     ----------
@@ -48,18 +48,28 @@ class Linear:
     bias : bool
     as_conv : bool
         The weight is stored as that of a 1x1 convolution, ``(n, k, 1, 1)``.
+    activation : str, optional
+        One of those of `kernels.linear`.
     """
 
     def __init__(
-        self, weights: WeightSource, prefix: str, k: int, n: int, bias: bool = True, as_conv: bool = False
+        self,
+        weights: WeightSource,
+        prefix: str,
+        k: int,
+        n: int,
+        bias: bool = True,
+        as_conv: bool = False,
+        activation: str | None = None,
     ) -> None:
         w = weights.take(f"{prefix}.weight", (n, k, 1, 1) if as_conv else (n, k)).reshape(n, k)
-        self.weight: Any = kernels.pack_linear(w) if weights.packed else w
+        self.weight: Any = kernels.pack_linear(w, gated=activation == "geglu") if weights.packed else w
+        self.activation = activation
         self.bias = take_vector(weights, f"{prefix}.bias", n) if bias else None
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, accumulate: bool = False) -> np.ndarray:
         """Apply the layer; ``accumulate`` adds the result to ``out``."""
-        return kernels.linear(x, self.weight, self.bias, out=out, accumulate=accumulate)
+        return kernels.linear(x, self.weight, self.bias, activation=self.activation, out=out, accumulate=accumulate)
 
 
 class Conv2d:

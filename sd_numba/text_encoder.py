@@ -6,7 +6,7 @@ Language Supervision", 2021, section 2.4). Attribute names follow the tensors' n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from .config import MAX_LAYERS, ConfigReader
 from .errors import InputError
 from .layers import Embedding, LayerNorm, Linear, WeightSource
 
-ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
-    "quick_gelu": kernels.quick_gelu,
-    "gelu": kernels.gelu,
-    "gelu_new": kernels.gelu_tanh,
-    "gelu_pytorch_tanh": kernels.gelu_tanh,
+ACTIVATIONS = {  # name in transformers -> name in kernels
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 
 
@@ -82,17 +82,16 @@ class SelfAttention:
 
 
 class Mlp:
-    """Linear, activation, linear."""
+    """Two linear layers, with an activation between them."""
 
     def __init__(self, weights: WeightSource, prefix: str, config: TextEncoderConfig) -> None:
-        self.fc1 = Linear(weights, f"{prefix}.fc1", config.hidden_size, config.intermediate_size)
+        activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = Linear(weights, f"{prefix}.fc1", config.hidden_size, config.intermediate_size, activation=activation)
         self.fc2 = Linear(weights, f"{prefix}.fc2", config.intermediate_size, config.hidden_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, h: np.ndarray, x: np.ndarray) -> None:
         """Add the network's answer to ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
-        h = self.fc1(h)
-        self.fc2(self.activation(h, out=h), out=x, accumulate=True)
+        self.fc2(self.fc1(h), out=x, accumulate=True)
 
 
 class EncoderLayer:

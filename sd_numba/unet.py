@@ -59,15 +59,15 @@ def timestep_embedding(timesteps: np.ndarray, c: int, flip_sin_to_cos: bool, fre
 
 
 class TimestepEmbedding:
-    """Linear, SiLU, linear."""
+    """Two linear layers, each with a SiLU."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int, c_time: int) -> None:
-        self.linear_1 = Linear(weights, f"{prefix}.linear_1", c, c_time)
-        self.linear_2 = Linear(weights, f"{prefix}.linear_2", c_time, c_time)
+        self.linear_1 = Linear(weights, f"{prefix}.linear_1", c, c_time, activation="silu")
+        self.linear_2 = Linear(weights, f"{prefix}.linear_2", c_time, c_time, activation="silu")
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
         """Give ``(n, c_time)`` for sinusoids ``(n, c)``, with the SiLU on it that every user of it starts with."""
-        return kernels.silu(self.linear_2(kernels.silu(self.linear_1(waves))))
+        return self.linear_2(self.linear_1(waves))
 
 
 class ResnetBlock:
@@ -120,12 +120,12 @@ class FeedForward:
     """GEGLU network, four times as wide inside (Shazeer, "GLU Variants Improve Transformer", 2020)."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int) -> None:
-        self.proj_in = Linear(weights, f"{prefix}.net.0.proj", c, 8 * c)
+        self.proj_in = Linear(weights, f"{prefix}.net.0.proj", c, 8 * c, activation="geglu")
         self.proj_out = Linear(weights, f"{prefix}.net.2", 4 * c, c)
 
     def __call__(self, h: np.ndarray, x: np.ndarray) -> None:
         """Add the network's answer to ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
-        self.proj_out(kernels.geglu(self.proj_in(h)), out=x, accumulate=True)
+        self.proj_out(self.proj_in(h), out=x, accumulate=True)
 
 
 class TransformerBlock:
@@ -342,7 +342,10 @@ class UNet:
             context = self.encode_context(context)
         if context.batch != len(x):
             raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample")
-        time = self._embed(timestep, len(x))
+        with kernels.reuse():
+            return self._predict(x, self._embed(timestep, len(x)), context)
+
+    def _predict(self, x: np.ndarray, time: np.ndarray, context: EncodedContext) -> np.ndarray:
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:

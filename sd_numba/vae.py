@@ -264,7 +264,8 @@ class Vae:
         x = to_nhwc(latents, self.config.latent_channels, "latents")
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
-        return np.concatenate([to_nchw(self.decoder(x[i : i + 1])) for i in range(len(x))])
+        with kernels.reuse():
+            return np.concatenate([to_nchw(self.decoder(x[i : i + 1])) for i in range(len(x))])
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """Encode pictures to the mean of their latents.
@@ -287,7 +288,8 @@ class Vae:
         x = to_nhwc(image, self.config.in_channels, "image")
         if min(x.shape[1:3]) < self.factor:
             raise InputError(f"image: found {x.shape[1]} x {x.shape[2]} pixels, expected at least {self.factor} a side")
-        moments = np.concatenate([self.encoder(x[i : i + 1]) for i in range(len(x))])
+        with kernels.reuse():
+            moments = np.concatenate([self.encoder(x[i : i + 1]) for i in range(len(x))])
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         return to_nchw(moments[..., : self.config.latent_channels])

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import kernels
-from kernels import gemm, winograd
+from kernels import gemm, memory, winograd
 from kernels.arrays import address
+from kernels.product import WIDTH
 from kernels.simd import LANES
 from tests.kernels.common import STORED, normal, store
 
@@ -42,7 +43,7 @@ def guard_buffers(at_end: bool) -> None:
         self._buffers[use] = guarded(np.full(floats, np.nan, np.float32), at_end)
         return self._buffers[use]
 
-    gemm._Scratch.take = take
+    memory._Scratch.take = take
     gemm.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
 
 
@@ -86,7 +87,7 @@ def convolutions() -> Iterator[str]:
 
 
 def winograd_convolutions() -> Iterator[str]:
-    chunk, panel = winograd._CHUNK, gemm.WIDTH
+    chunk, panel = winograd._SMALL_CHUNK, WIDTH
     shapes = [  # x shape, output channels, padding, upsample
         ((1, 1, 1, LANES), LANES, 1, False),
         ((2, 5, 7, LANES), panel + LANES, 1, False),
@@ -100,7 +101,7 @@ def winograd_convolutions() -> Iterator[str]:
         for x_shape, c_out, padding, upsample in shapes:
             yield f"winograd {how} {x_shape, c_out, padding, upsample}"
             w, b = store(normal(1, c_out, x_shape[3], 3, 3), how), normal(2, x_shape[0], c_out)
-            options = {"padding": padding, "upsample": upsample, "algorithm": "winograd"}
+            options = {"padding": padding, "upsample": upsample, "algorithm": "winograd4"}
             for bias in (b, b[0]):
                 for add in (False, True):  # to zeros
 
@@ -111,7 +112,7 @@ def winograd_convolutions() -> Iterator[str]:
     yield "winograd, several batches"
     winograd._BATCH = 1
     x, w, b = normal(0, 3, 17, 21, LANES), normal(1, LANES, LANES, 3, 3), normal(2, LANES)
-    compare(lambda x, w, b, out: kernels.conv2d(x, w, b, out=out, algorithm="winograd"), x, w, b)
+    compare(lambda x, w, b, out: kernels.conv2d(x, w, b, out=out, algorithm="winograd4"), x, w, b)
 
 
 def attentions() -> Iterator[str]:

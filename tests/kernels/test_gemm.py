@@ -5,6 +5,7 @@ import pytest
 
 import kernels
 from kernels import gemm
+from kernels.product import WIDTH
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -45,6 +46,29 @@ def test_linear_matches_twin(m, k, n):
     with fenced(m, n) as out:
         kernels.linear(x, w, out=out)
         assert_close(out, reference.linear(x, w), product_tolerance(k))
+
+
+@pytest.mark.parametrize("how", STORED)
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 2), (3, 5, 6), (7, 64, 64), (13, 50, 70), (97, 401, 130), (8, 20, 640)]
+)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "quick_gelu", "geglu"])
+def test_activations_match_twins(activation, m, k, n, how):
+    x, w, b = normal(0, m, k), store(normal(1, n, k), how), normal(2, n)
+    expected = getattr(reference, activation)(reference.linear(x, w, b))
+    packed = kernels.pack_linear(w, gated=activation == "geglu")
+    tolerance = 3 * product_tolerance(k)
+    found = kernels.linear(x, w, b, activation=activation)
+    assert_close(found, expected, tolerance)
+    with fenced(*expected.shape) as out:
+        kernels.linear(x, packed, b, activation=activation, out=out)
+        assert_same_bits(out, found)
+    with fenced(*expected.shape, fill=2) as out:
+        kernels.linear(x, w, b, activation=activation, out=out, accumulate=True)
+        assert_close(out, expected + 2, tolerance)
+    unbiased = getattr(reference, activation)(reference.linear(x, w))
+    assert_close(kernels.linear(x, w, activation=activation), unbiased, tolerance)
+    assert_same_on_any_threads(lambda: kernels.linear(x, w, b, activation=activation))
 
 
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
@@ -110,12 +134,11 @@ def test_float32_subnormals_are_kept():
 
 @pytest.mark.parametrize("how", STORED)
 def test_the_blocking_changes_nothing(how, monkeypatch):
-    """However many rows and panels a task has, packed weights or not, the result is the same."""
+    """However many rows a task has, packed weights or not, the result is the same."""
     x, w, b = normal(0, 250, 1000), store(normal(1, 333, 1000), how), normal(2, 333)
     packed = kernels.pack_linear(w)
     expected = kernels.linear(x, packed, b)
-    for group, rows in ((1, 1), (2, 7), (3, 1000)):
-        monkeypatch.setattr(gemm, "_GROUP", group)
+    for rows in (1, 7, 100, 1000):
         monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
         assert_same_bits(kernels.linear(x, w, b), expected)
         assert_same_bits(kernels.linear(x, packed, b), expected)
@@ -173,7 +196,7 @@ def test_empty_batches():
 def test_packed_weight_describes_itself():
     packed = kernels.pack_linear(normal(0, 70, 30))
     assert packed.shape == (70, 30)
-    assert packed.nbytes == -(-70 // gemm.WIDTH) * gemm.WIDTH * 30 * 4
+    assert packed.nbytes == -(-70 // WIDTH) * WIDTH * 30 * 4
     assert packed.panels.ctypes.data % 64 == 0
 
 
@@ -214,6 +237,11 @@ BAD_LINEAR = {
     "out is part of x": (ValueError, "out", (SHARED[:48].reshape(6, 8), W), {"out": SHARED[40:64].reshape(6, 4)}),
     "out is part of w": (ValueError, "out", (X, SHARED[:32].reshape(4, 8)), {"out": SHARED[:24].reshape(6, 4)}),
     "out is part of b": (ValueError, "out", (X, W, SHARED[:4]), {"out": SHARED[:24].reshape(6, 4)}),
+    "activation is unknown": (ValueError, "activation", (X, W), {"activation": "relu"}),
+    "w has an odd half": (ValueError, "w", (X, normal(0, 3, 8)), {"activation": "geglu"}),
+    "w is packed for geglu": (ValueError, "w", (X, kernels.pack_linear(W, gated=True)), {}),
+    "w is not packed for geglu": (ValueError, "w", (X, kernels.pack_linear(W)), {"activation": "geglu"}),
+    "out is twice as wide": (ValueError, "out", (X, W), {"activation": "geglu", "out": OUT}),
     "nothing to accumulate on": (ValueError, "out", (X, W), {"accumulate": True}),
 }
 

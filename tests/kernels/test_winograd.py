@@ -10,7 +10,8 @@ import pytest
 
 import kernels
 from kernels import winograd
-from kernels.gemm import WIDTH, Geometry
+from kernels.gemm import Geometry
+from kernels.product import WIDTH
 from kernels.simd import LANES
 from tests import reference
 from tests.kernels.common import (
@@ -24,10 +25,12 @@ from tests.kernels.common import (
     store,
 )
 
-CHUNK, TILES = winograd._CHUNK, winograd._TILES
+CHUNK, TILES = winograd._SMALL_CHUNK, winograd._TILES
 RAGGED = WIDTH + LANES  # output channels that fill one panel and part of a second one
 
-conv2d = partial(kernels.conv2d, algorithm="winograd")
+conv2d = partial(kernels.conv2d, algorithm="winograd4")
+small_tiles = partial(kernels.conv2d, algorithm="winograd2")
+BOTH = [pytest.param(conv2d, id="4x4"), pytest.param(small_tiles, id="2x2")]
 direct = partial(kernels.conv2d, algorithm="direct")
 
 
@@ -67,12 +70,17 @@ CASES = {
     "one block of tiles": ((1, 24, 32, LANES), LANES, 1, False),
     "one tile more than a block": ((1, 28, 28, CHUNK + LANES), RAGGED, 1, False),
     "several blocks, across images": ((3, 21, 26, CHUNK + LANES), RAGGED, 1, False),
+    "one channel": ((1, 9, 7, 1), 1, 1, False),
+    "odd channels": ((3, 9, 10, LANES + 3), WIDTH + 5, 1, False),
+    "fewer channels than a vector, upsample": ((2, 5, 6, 3), LANES - 1, 1, True),
+    "many tiles, several chunks, odd channels": ((2, 26, 27, 2 * winograd._CHUNK + 5), LANES + 1, 1, False),
     "several blocks, upsample": ((3, 11, 9, LANES), LANES, 1, True),
 }
 
 
+@pytest.mark.parametrize("conv2d", BOTH)
 @pytest.mark.parametrize("case", CASES)
-def test_matches_twin(case):
+def test_matches_twin(case, conv2d):
     x_shape, c_out, padding, upsample = CASES[case]
     x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, c_out)
     rows = normal(3, x_shape[0], c_out)  # a bias for each image
@@ -100,8 +108,9 @@ def test_matches_twin(case):
         close(out, reference.conv2d(x, w, **options))
 
 
+@pytest.mark.parametrize("conv2d", BOTH)
 @pytest.mark.parametrize("height", range(1, 14))
-def test_sizes(height):
+def test_sizes(height, conv2d):
     w, b = normal(1, LANES, LANES, 3, 3), normal(2, LANES)
     for width, padding in itertools.product(range(1, 14), (0, 1, 2)):
         if min(height, width) + 2 * padding >= 3:
@@ -112,11 +121,12 @@ def test_sizes(height):
                 assert_close(out, expected, tolerance(LANES))
 
 
-@pytest.mark.parametrize("c_in", sorted({*range(LANES, 8 * LANES, LANES), CHUNK, CHUNK + LANES, 2 * CHUNK}))
-def test_channels(c_in):
+@pytest.mark.parametrize("conv2d", BOTH)
+@pytest.mark.parametrize("c_in", sorted({*range(1, 8 * LANES, LANES // 2), CHUNK, CHUNK + LANES, 2 * CHUNK}))
+def test_channels(c_in, conv2d):
     """Chunks of input channels and panels of output channels, full and not, are put together rightly."""
     x = normal(0, 2, 5, 6, c_in)
-    for c_out in range(LANES, WIDTH + 4 * LANES, LANES):
+    for c_out in range(1, WIDTH + 4 * LANES, LANES // 2 + 1):
         w, b = normal(c_out, c_out, c_in, 3, 3), normal(2, 2, c_out)
         with fenced(2, 5, 6, c_out) as out:
             conv2d(x, w, b, out=out)
@@ -124,8 +134,11 @@ def test_channels(c_in):
 
 
 @pytest.mark.parametrize("how", STORED)
-@pytest.mark.parametrize(("c_in", "c_out"), [(LANES, LANES), (CHUNK, WIDTH), (CHUNK + LANES, RAGGED)])
-def test_stored_weights(how, c_in, c_out):
+@pytest.mark.parametrize(
+    ("c_in", "c_out"), [(LANES, LANES), (CHUNK, WIDTH), (CHUNK + LANES, RAGGED), (LANES + 3, RAGGED - 5)]
+)
+@pytest.mark.parametrize("conv2d", BOTH)
+def test_stored_weights(how, c_in, c_out, conv2d):
     x, w, b = normal(0, 1, 7, 6, c_in), store(normal(1, c_out, c_in, 3, 3), how), normal(2, c_out)
     found = conv2d(x, w, b)
     assert_close(found, reference.conv2d(x, w, b), tolerance(c_in))
@@ -267,7 +280,11 @@ def test_accuracy(c_in, c_out):
     x /= 1 + np.exp(-x)
     w = random.standard_normal((c_out, c_in, 3, 3), np.float32) / np.float32(math.sqrt(9 * c_in))
     expected = exact(x, w)
-    for convolve, largest, typical in ((direct, 1e-6, 1.6e-7), (conv2d, 4e-6, 4.5e-7)):
+    for convolve, largest, typical in (
+        (direct, 1e-6, 1.6e-7),
+        (small_tiles, 1.5e-6, 2.4e-7),
+        (conv2d, 4e-6, 4.5e-7),
+    ):
         error = (convolve(x, w) - expected) / np.abs(expected).max()
         assert np.abs(error).max() < largest
         assert np.sqrt(np.square(error).mean()) < typical
@@ -281,76 +298,73 @@ def geometry(height: int, width: int, taps: int = 3, stride: int = 1, images: in
     return Geometry(images, height * stride, width * stride, height, width, taps, taps, stride, taps // 2, taps // 2)
 
 
-def test_suits():
-    for channels in (LANES, 320, 1280, 2560):
+def choice(channels: int, c_out: int, shape: Geometry) -> str:
+    costs = winograd.costs(channels, c_out, shape)
+    return min(costs, key=lambda name: costs[name])
+
+
+def test_the_choice():
+    for channels in (128, 320, 1280, 2560):
         for side in range(8, 129, 4):
-            assert winograd.suits(channels, 320, geometry(side, side))
+            assert choice(channels, 320, geometry(side, side)) == "winograd4"
         for tiny in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 64), (64, 1)):
-            assert not winograd.suits(channels, 320, geometry(*tiny))
-    assert not winograd.suits(320, 320, geometry(64, 64, stride=2))
-    assert not winograd.suits(320, 320, geometry(64, 64, taps=1))
-    assert not winograd.suits(320, 320, geometry(64, 64, taps=5))
-    assert not winograd.suits(LANES // 2, 320, geometry(64, 64))  # latents have 4 channels, images 3
-    assert not winograd.suits(320, LANES // 2, geometry(64, 64))
-    assert not winograd.suits(LANES + 1, LANES, geometry(64, 64))
-    assert not winograd.suits(3, 128, geometry(512, 512))
+            assert choice(channels, 320, geometry(*tiny)) == "direct"
+    assert choice(320, 320, geometry(6, 6)) == "winograd2"  # 9 small tiles, or 4 large ones of which half is wasted
+    for other in (geometry(64, 64, stride=2), geometry(64, 64, taps=1), geometry(64, 64, taps=5)):
+        assert list(winograd.costs(320, 320, other)) == ["direct"]
+    few = LANES // 4  # images have 3 channels, latents 4
+    assert choice(few, 128, geometry(512, 512)) == "direct"
+    assert choice(320, few, geometry(64, 64)) == "direct"
 
 
 def test_the_choice_does_not_depend_on_the_batch():
     for height, width in itertools.product(range(1, 20), repeat=2):
-        answers = {winograd.suits(320, 640, geometry(height, width, images=images)) for images in (1, 2, 100)}
+        answers = {choice(320, 640, geometry(height, width, images=images)) for images in (1, 2, 100)}
         assert len(answers) == 1
 
 
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("how", STORED)
-def test_auto_is_one_of_the_two(how, upsample):
+def test_auto_is_one_of_them(how, upsample):
     """Images of any number, packed weights or not: each is computed as the choice for one image says."""
     w, b = store(normal(1, RAGGED, CHUNK, 3, 3), how), normal(2, RAGGED)
     chosen = set()
-    for size in (1, 3, 4, 8, 9):
+    for size in (1, 3, 4, 6, 8, 9):
         x, out_size = normal(0, 3, size, size, CHUNK), size << upsample
-        suits = winograd.suits(CHUNK, RAGGED, geometry(out_size, out_size))
-        chosen.add(suits)
-        expected = (conv2d if suits else direct)(x, w, b, upsample=upsample)
+        name = choice(CHUNK, RAGGED, geometry(out_size, out_size))
+        chosen.add(name)
+        expected = kernels.conv2d(x, w, b, upsample=upsample, algorithm=name)
         assert_same_bits(kernels.conv2d(x, w, b, upsample=upsample), expected)
         assert_same_bits(kernels.conv2d(x, kernels.pack_conv2d(w), b, upsample=upsample), expected)
         assert_same_bits(kernels.conv2d(x[:1], w, b, upsample=upsample), expected[:1])
-    assert chosen == {False, True}
+    assert {"direct", "winograd4"} <= chosen
+
+
+def test_winograd_is_the_better_of_the_two():
+    w = normal(1, LANES, LANES, 3, 3)
+    for size, better in ((6, small_tiles), (8, conv2d)):
+        x = normal(0, 1, size, size, LANES)
+        assert_same_bits(kernels.conv2d(x, w, algorithm="winograd"), better(x, w))
 
 
 def test_auto_takes_the_direct_one_where_only_that_can():
     x, w = normal(0, 1, 16, 16, LANES), normal(1, LANES, LANES, 3, 3)
     assert_same_bits(kernels.conv2d(x, w, stride=2), direct(x, w, stride=2))
-    w = normal(1, LANES - 1, LANES, 3, 3)
-    assert_same_bits(kernels.conv2d(x, w), direct(x, w))
-    x, w = normal(0, 1, 16, 16, LANES - 1), normal(1, LANES, LANES - 1, 3, 3)
-    assert_same_bits(kernels.conv2d(x, w), direct(x, w))
 
 
-@pytest.mark.parametrize(
-    ("c_in", "c_out", "taps", "stride"),
-    [
-        (LANES, LANES, 3, 2),
-        (LANES, LANES, 1, 1),
-        (LANES, LANES, 5, 1),
-        (LANES + 1, LANES, 3, 1),
-        (LANES, LANES - 1, 3, 1),
-        (LANES // 2, LANES, 3, 1),
-        (LANES, LANES // 2, 3, 1),
-    ],
-)
+@pytest.mark.parametrize(("taps", "stride"), [(3, 2), (1, 1), (5, 1)])
 @pytest.mark.parametrize("images", [0, 1])
-def test_refuses_what_it_cannot_do(c_in, c_out, taps, stride, images):
-    x, w = normal(0, images, 8, 8, c_in), normal(1, c_out, c_in, taps, taps)
-    message = rf"^algorithm: winograd cannot do {taps}x{taps} .* stride {stride} and {c_in} to {c_out} .*of {LANES}$"
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd2", "winograd4"])
+def test_refuses_what_it_cannot_do(taps, stride, images, algorithm):
+    x, w = normal(0, images, 8, 8, LANES), normal(1, LANES, LANES, taps, taps)
+    message = rf"^algorithm: {algorithm} cannot do {taps}x{taps} filters with stride {stride}; expected 3x3 .*$"
     for weight in (w, kernels.pack_conv2d(w)):
         with pytest.raises(ValueError, match=message):
-            conv2d(x, weight, stride=stride)
+            kernels.conv2d(x, weight, stride=stride, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "", "Winograd", None, 4])
 def test_refuses_an_unknown_algorithm(algorithm):
     x, w = normal(0, 1, 8, 8, LANES), normal(1, LANES, LANES, 3, 3)
-    with pytest.raises(ValueError, match=r"^algorithm: found .*, expected auto, direct or winograd$"):
+    with pytest.raises(ValueError, match=r"^algorithm: found .*, expected one of auto, direct, winograd, .*$"):
         kernels.conv2d(x, w, algorithm=algorithm)

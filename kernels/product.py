@@ -1,0 +1,92 @@
+"""The micro-kernel that every matrix product is made of, and the loop that feeds it rows.
+
+It multiplies a few rows of a, found through a table of addresses, and a *panel* of b: ``[depth][WIDTH]`` float32, of
+which it uses 1 to ``VECTORS`` vectors. The sums stay in registers for the whole depth and then go to a *block*,
+``[rows][WIDTH]`` in a buffer of the thread. So a needs no packing, whatever its strides: an activation, an image
+through padding, a transposed matrix.
+
+The shape of the register tile follows Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
+(2008), and Van Zee and van de Geijn, "BLIS" (2015): `isa` has the numbers.
+"""
+
+from __future__ import annotations
+
+from kernels import isa
+from kernels.jit import inline
+from kernels.simd import prefetch, row_addresses, tile_add, tile_fma, tile_load, tile_store, tile_zero
+
+VECTORS = isa.tile().vectors
+WIDTH = isa.tile().width
+STRIDE = WIDTH * 4  # bytes from a row of a panel or a block to the next
+SIX = 6  # rows of the register tile
+
+
+def _make_product(rows: int, vectors: int):
+    """Make the micro-kernel ``block[rows, vectors] += a[rows, depth] @ panel[depth, vectors]``.
+
+    Its arguments are the address of a table of row addresses of a, a byte offset to add to each of them, the bytes from
+    an element of a row to the next, the addresses of panel and block, depth, whether to overwrite the block instead of
+    adding to it, and the address and step of memory to bring into the cache meanwhile, one line for two steps of depth.
+    """
+
+    @inline
+    def product(table, offset, step, panel, block, depth, fresh, ahead, ahead_step):
+        addresses = row_addresses(table, rows)
+        acc = tile_zero(rows, vectors)
+        for _ in range(depth // 2):
+            prefetch(ahead)
+            ahead += ahead_step
+            acc = tile_fma(acc, addresses, offset, panel)
+            acc = tile_fma(acc, addresses, offset + step, panel + STRIDE)
+            offset += 2 * step
+            panel += 2 * STRIDE
+        if depth % 2:
+            acc = tile_fma(acc, addresses, offset, panel)
+        if not fresh:  # added last: a sum of the sums of chunks loses fewer digits than one long sum
+            acc = tile_add(acc, tile_load(block, STRIDE, rows, vectors))
+        tile_store(acc, block, STRIDE)
+
+    return product
+
+
+_product6 = _make_product(SIX, VECTORS)
+_product4 = _make_product(4, VECTORS)
+_product1 = _make_product(1, VECTORS)
+_narrow3 = _make_product(SIX, min(3, VECTORS))
+_narrow2 = _make_product(SIX, min(2, VECTORS))
+_narrow1 = _make_product(SIX, 1)
+
+
+@inline
+def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh, ahead, ahead_step):
+    """Add the product of any number of rows and `vectors` vectors of a panel to a block.
+
+    Full panels take the rows by sixes, then fours, then one by one. Narrow ones take sixes only, so table and block
+    need room for the rows rounded up to a multiple of six; what the surplus addresses point at must be readable, and
+    lands in the surplus rows of the block. Returns where the prefetching got to.
+    """
+    i = 0
+    lines = depth // 2 * ahead_step
+    if vectors == VECTORS:
+        while rows - i >= SIX and rows - i != 8:
+            _product6(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            ahead += lines
+            i += SIX
+        while rows - i >= 4:
+            _product4(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            ahead += lines
+            i += 4
+        while i < rows:
+            _product1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            ahead += lines
+            i += 1
+    while i < rows:
+        if vectors == 1:
+            _narrow1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+        elif vectors == 2:
+            _narrow2(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+        else:
+            _narrow3(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+        ahead += lines
+        i += SIX
+    return ahead
