@@ -1,0 +1,312 @@
+"""The contestants of `bench/compare_peers.py`: our networks, PyTorch's and OpenVINO's, and the process each lives in.
+
+All have the same interface, arrays to arrays: ``text(ids)``, ``context(text)`` (once a prompt, what depends on the text
+alone), ``unet(sample, timestep, context)`` and ``decode(latents)``.
+"""
+
+# ruff: noqa: PLC0415 - a contestant's process must import neither another contestant nor its thread pool
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("torch", "diffusers", "transformers", "openvino")
+PEERS = ("torch f32", "torch bf16", "openvino f32", "openvino bf16")
+PARTS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
+WORKS = {"text": ("text",), "unet": ("unet",), "vae": ("vae",), "image": ("text", "unet", "vae")}
+SAMPLER, GUIDANCE = "dpm++2m-karras", 7.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all contestants of a table do, and how."""
+
+    work: str
+    folder: Path
+    cache: Path
+    size: int
+    steps: int
+    threads: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return WORKS[self.work]
+
+    def config(self, subfolder: str, file: str = "config.json") -> dict[str, Any]:
+        return json.loads((self.folder / subfolder / file).read_text(encoding="utf-8"))
+
+    def inputs(self, part: str) -> tuple[np.ndarray, ...]:
+        """Return the arguments of a network: the same in every process."""
+        text, random = self.config("text_encoder"), np.random.default_rng(0)
+        tokens = text["max_position_embeddings"]
+        if part == "text":
+            return (random.integers(0, text["vocab_size"], (2, tokens)),)
+        side = self.size // 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
+        latents = random.standard_normal((2, 4, side, side), np.float32)
+        context = random.standard_normal((2, tokens, text["hidden_size"]), np.float32)
+        return (latents, np.full(1, 500, np.float32), context) if part == "unet" else (latents[:1],)
+
+    def model_path(self, part: str) -> Path:
+        """Return where the converted network lies: another place for other weights, sizes or versions."""
+        weights = sorted((self.folder / PARTS[part]).glob("*.safetensors"))
+        stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+        key = repr((stamps, [array.shape for array in self.inputs(part)], [*map(importlib.metadata.version, PACKAGES)]))
+        return self.cache / f"{part}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" / "model.xml"
+
+
+class Ours:
+    """This project. What depends on the text alone is computed once a prompt, as the pipeline does."""
+
+    def __init__(self, job: Job, precision: str) -> None:
+        import bench.peak  # noqa: F401 - registers its kernel, which is to be compiled with the others
+        import kernels
+        from sd_numba import StableDiffusionPipeline
+
+        kernels.set_threads(job.threads)
+        for _ in kernels.warmup():
+            pass
+        pipe = StableDiffusionPipeline.from_pretrained(job.folder, precision=precision)
+        self.text, self.context, self.unet, self.decode = (
+            pipe.text_encoder, pipe.unet.encode_context, pipe.unet, pipe.vae.decode,
+        )  # fmt: skip
+        self.note = ""
+
+
+class Peer:
+    """Another implementation: a function for each part."""
+
+    call: Callable[..., np.ndarray]
+    note = ""
+
+    def text(self, ids: np.ndarray) -> np.ndarray:
+        return self.call("text", ids)
+
+    def context(self, text: np.ndarray) -> np.ndarray:
+        return text
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+        return self.call("unet", sample, np.full(1, timestep, np.float32), context)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self.call("vae", latents)
+
+
+def load_module(job: Job, part: str, dtype: Any) -> Any:
+    """Return a network of diffusers or transformers as a torch module that takes and gives bare tensors."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the folder has it all
+    import diffusers
+    import torch
+    import transformers
+
+    warnings.simplefilter("ignore")
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    calls: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "text": (transformers.CLIPTextModel, lambda net, ids: net(ids, return_dict=False)[0]),
+        "unet": (diffusers.UNet2DConditionModel, lambda net, *inputs: net(*inputs, return_dict=False)[0]),
+        "vae": (diffusers.AutoencoderKL, lambda net, latents: net.decode(latents, return_dict=False)[0]),
+    }
+    kind, call = calls[part]
+
+    class Bare(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = kind.from_pretrained(job.folder, subfolder=PARTS[part], torch_dtype=dtype)
+
+        def forward(self, *inputs: Any) -> Any:
+            return call(self.network, *inputs)
+
+    return Bare().eval()
+
+
+class Torch(Peer):
+    """PyTorch, eager, in the memory layout that is faster."""
+
+    def __init__(self, job: Job, precision: str) -> None:
+        # Large pages, for which PyTorch has to be asked; a decode is a twentieth faster with them.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        import torch
+
+        torch.set_num_threads(job.threads)
+        self.torch, self.dtype = torch, {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.modules = {part: load_module(job, part, self.dtype) for part in job.parts}
+        notes = [self._choose_layout(part, job.inputs(part)) for part in job.parts if part != "text"]
+        self.note = "; ".join(notes)
+
+    def call(self, part: str, *arrays: np.ndarray) -> np.ndarray:
+        torch = self.torch
+        with torch.inference_mode():
+            # Not the timestep: bfloat16 would make 1000 of 999.
+            tensors = map(torch.from_numpy, arrays)
+            tensors = [x.to(self.dtype) if x.is_floating_point() and x.ndim > 1 else x for x in tensors]
+            return self.modules[part](*tensors).float().numpy()
+
+    def _choose_layout(self, part: str, arrays: tuple[np.ndarray, ...]) -> str:
+        """Convert a network of convolutions to channels last if it is faster so, and say what came of it."""
+        seconds = {}
+        for layout in (self.torch.contiguous_format, self.torch.channels_last):
+            self.modules[part].to(memory_format=layout)
+            self.call(part, *arrays)
+            start = time.perf_counter()
+            self.call(part, *arrays)
+            seconds[layout] = time.perf_counter() - start
+        first, last = seconds.values()
+        self.modules[part].to(memory_format=min(seconds, key=seconds.get))
+        return f"{part}: channels {'last' if last < first else 'first'} ({first:.2f} s first, {last:.2f} s last)"
+
+
+class OpenVino(Peer):
+    """OpenVINO on the converted networks."""
+
+    def __init__(self, job: Job, precision: str) -> None:
+        import openvino
+
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": job.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        if not all(job.model_path(part).exists() for part in job.parts):
+            raise FileNotFoundError("no converted network in the cache; see the errors of the conversion")
+        core = openvino.Core()
+        self.networks = {part: core.compile_model(job.model_path(part), "CPU", settings) for part in job.parts}
+        for network in self.networks.values():
+            found = network.get_property("INFERENCE_PRECISION_HINT").to_string()
+            if found != precision:
+                raise ValueError(f"asked for {precision}, OpenVINO computes in {found}")
+
+    def call(self, part: str, *arrays: np.ndarray) -> np.ndarray:
+        return np.array(self.networks[part](list(arrays))[0])  # a copy, since the next call reuses the memory
+
+
+def convert(job: Job) -> None:
+    """Convert the networks of a job for OpenVINO where they are not in the cache; they keep their float32 weights."""
+    import openvino
+    import torch
+
+    torch.set_num_threads(job.threads)
+    for part in job.parts:
+        path = job.model_path(part)
+        if path.exists():
+            continue
+        report(f"converting {part} for OpenVINO")
+        inputs = job.inputs(part)
+        model = openvino.convert_model(
+            load_module(job, part, torch.float32),
+            example_input=tuple(map(torch.from_numpy, inputs)),
+            input=[openvino.PartialShape(array.shape) for array in inputs],
+        )
+        job.cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=job.cache))
+        try:
+            openvino.save_model(model, unfinished / path.name, compress_to_fp16=False)
+            os.rename(unfinished, path.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def picture(network: Any, job: Job) -> Callable[[], np.ndarray]:
+    """Return a call that makes a whole picture and gives its last latents."""
+    from sd_numba.samplers import make_sampler
+
+    sampler = make_sampler(SAMPLER, job.config("scheduler", "scheduler_config.json"))
+    scaling = job.config("vae").get("scaling_factor", 0.18215)
+    (ids,), (noise,) = job.inputs("text"), job.inputs("vae")
+
+    def call() -> np.ndarray:
+        context = network.context(network.text(ids))
+        plan = sampler.plan(job.steps)
+        x, history = (noise * plan.init_noise_sigma).astype(np.float32), None
+        for i in range(len(plan)):
+            pair = np.concatenate([sampler.scale_model_input(x, plan, i)] * 2)
+            away, towards = np.split(network.unet(pair, plan.timesteps[i], context), 2)
+            x, history = sampler.step(away + np.float32(GUIDANCE) * (towards - away), x, plan, i, history, None)
+        network.decode(x / np.float32(scaling))
+        return x
+
+    return call
+
+
+def report(line: str) -> None:
+    """Tell the user how it goes."""
+    print(f"{time.strftime('%T')} {line}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Reply:
+    """What a process answers: what a call took and gave, and how the process is doing."""
+
+    seconds: float
+    output: np.ndarray | None = None
+    gflop: float = 0.0
+    resident: float = 0.0  # MB, at most until now
+    spun: float = 0.0  # seconds of CPU time while it waited for its turn
+    note: str = ""
+
+
+def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
+    """Load a contestant; return the call to be timed, and what there is to say of it."""
+    kind, precision = name.split()
+    network = {"ours": Ours, "torch": Torch, "openvino": OpenVino}[kind](job, precision)
+    if job.work == "image":
+        return picture(network, job), network.note
+    inputs = job.inputs(job.work)
+    if job.work == "unet":
+        sample, timestep, context = inputs[0], float(inputs[1][0]), network.context(inputs[2])
+        return lambda: network.unet(sample, timestep, context), network.note
+    return lambda: (network.text if job.work == "text" else network.decode)(*inputs), network.note
+
+
+def answer(call: Callable[[], np.ndarray], name: str, command: str) -> Reply:
+    """Do what a command says: "first" call, next "call", or measure the machine's "peak" (GFLOP/s)."""
+    if command == "peak":
+        from bench.peak import measure_peak
+
+        return Reply(0.0, gflop=measure_peak())
+    if command == "first" and name.startswith("ours"):
+        from sd_numba.profiler import profile
+
+        with profile() as rows:
+            output = call()
+        return Reply(rows["everything"].seconds, output, rows["everything"].gflop)
+    start = time.perf_counter()
+    output = call()
+    return Reply(time.perf_counter() - start, output if command == "first" else None)
+
+
+def serve(connection: Connection, job: Job, name: str) -> None:
+    """Load a contestant, then answer commands until told to stop: what a process of its own does."""
+    try:
+        start = time.perf_counter()
+        call, note = prepare(job, name)
+        reply = Reply(time.perf_counter() - start, note=note)
+        while True:
+            status = Path("/proc/self/status").read_text().splitlines()
+            reply.resident = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+            connection.send(reply)
+            start = time.process_time()
+            command = connection.recv()
+            spun = time.process_time() - start
+            if command == "stop":
+                return
+            reply = answer(call, name, command)
+            reply.spun = spun
+    except Exception as error:  # whatever it is, the others go on
+        connection.send(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200])
