@@ -180,14 +180,17 @@ def _attend(
                     if keys <= 0:
                         continue
                     product_rows(
-                        key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True, scores, 0
-                    )
+                        key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True,
+                        scores, 0, 0,
+                    )  # fmt: skip
                     if causal:
                         _mask(scores, key0, keys, query)
                     total = sums + p * sum_rows * STRIDE
                     for j in range(0, vectors * LANES * 4, LANES * 4):
                         _softmax(scores + j, keys, peaks + p * STRIDE + j, norms + p * STRIDE + j, total + j, d)
-                    product_rows(value_rows.ctypes.data, 0, stride, scores, total, d, keys, vectors, False, scores, 0)
+                    product_rows(
+                        value_rows.ctypes.data, 0, stride, scores, total, d, keys, vectors, False, scores, 0, 0
+                    )
             for p in range(panels):
                 _write(
                     sums + p * sum_rows * STRIDE, norms + p * STRIDE, d, out + start + p * WIDTH * stride, stride,

@@ -148,15 +148,15 @@ def _multiply(
             columns = min(panel_columns, out_columns - panel * panel_columns)
             vectors = VECTORS if gated else (columns + LANES - 1) // LANES
             source = panels + panel * channels * taps * STRIDE
-            ahead, ahead_end, ahead_last = block, block, 0
+            ahead, ahead_end, gap = block, block, 0
             if not panels:
                 source = buffers + worker * buffer_bytes
                 pack_panel(w, kind, c_out, channels * taps, gated, offsets, panel, source)
-                if following < tasks and panel_count > 1:  # a gated panel has rows in two places
+                if following < tasks and panel_count > 1:
                     later = following % panel_count
                     ahead = w + later * panel_columns * stored_bytes
                     ahead_end = ahead + min(panel_columns, out_columns - later * panel_columns) * stored_bytes
-                    ahead_last = ahead + out_columns * stored_bytes if gated else 0
+                    gap = out_columns * stored_bytes if gated else 0  # a gated panel has rows in two places
             blocks = (rows + _ROWS - 1) // _ROWS
             most = (rows + blocks - 1) // blocks
             most += most % 2  # any even number of rows from 4 on is made of sixes and fours
@@ -171,11 +171,8 @@ def _multiply(
                         )  # fmt: skip
                         ahead = product_rows(
                             table.ctypes.data, c * 4, 4, source + (c * taps + tap * depth) * STRIDE, block,
-                            count, depth, vectors, c + tap == 0, ahead, _LINE if ahead < ahead_end else 0,
+                            count, depth, vectors, c + tap == 0, ahead, _LINE if ahead < ahead_end else 0, gap,
                         )  # fmt: skip
-                        if ahead_last and ahead >= ahead_end:
-                            ahead, ahead_last = ahead_last, 0
-                            ahead_end += out_columns * stored_bytes
                 if bias:
                     _add_bias(block, count, shift, bias, bias_stride, row, out_h * out_w, c_out, panel, gated)
                 if gated:

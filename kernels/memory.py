@@ -109,7 +109,7 @@ def reuse() -> Iterator[None]:
 
 
 def empty(shape: Sequence[int]) -> np.ndarray:
-    """Return an uninitialised float32 array, within `reuse` perhaps from the memory of one that is gone."""
+    """Return an uninitialised float32 array from the start of a cache line; in `reuse`, memory of one that is gone."""
     if _active.pool is None or math.prod(shape) * 4 < _SMALL:
-        return np.empty(tuple(shape), np.float32)
+        return aligned(math.prod(shape)).reshape(shape)
     return _active.pool.take(shape)

@@ -26,16 +26,20 @@ def _make_product(rows: int, vectors: int):
 
     Its arguments are the address of a table of row addresses of a, a byte offset to add to each of them, the bytes from
     an element of a row to the next, the addresses of panel and block, depth, whether to overwrite the block instead of
-    adding to it, and the address and step of memory to bring into the cache meanwhile, one line for two steps of depth.
+    adding to it, and what to bring into the cache meanwhile, a line each for two steps of depth: the memory from
+    `ahead` on, every `ahead_step` bytes, and that `gap` bytes further on.
     """
 
     @inline
-    def product(table, offset, step, panel, block, depth, fresh, ahead, ahead_step):
+    def product(table, offset, step, panel, block, depth, fresh, ahead, ahead_step, gap):
         addresses = row_addresses(table, rows)
         acc = tile_zero(rows, vectors)
         for _ in range(depth // 2):
-            prefetch(ahead)
-            ahead += ahead_step
+            if ahead_step:
+                prefetch(ahead)
+                if gap:
+                    prefetch(ahead + gap)
+                ahead += ahead_step
             acc = tile_fma(acc, addresses, offset, panel)
             acc = tile_fma(acc, addresses, offset + step, panel + STRIDE)
             offset += 2 * step
@@ -58,7 +62,7 @@ _narrow1 = _make_product(SIX, 1)
 
 
 @inline
-def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh, ahead, ahead_step):
+def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh, ahead, ahead_step, gap):
     """Add the product of any number of rows and `vectors` vectors of a panel to a block.
 
     Full panels take the rows by sixes, then fours, then one by one. Narrow ones take sixes only, so table and block
@@ -69,24 +73,24 @@ def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh,
     lines = depth // 2 * ahead_step
     if vectors == VECTORS:
         while rows - i >= SIX and rows - i != 8:
-            _product6(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _product6(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
             ahead += lines
             i += SIX
         while rows - i >= 4:
-            _product4(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _product4(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
             ahead += lines
             i += 4
         while i < rows:
-            _product1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _product1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
             ahead += lines
             i += 1
     while i < rows:
         if vectors == 1:
-            _narrow1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _narrow1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
         elif vectors == 2:
-            _narrow2(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _narrow2(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
         else:
-            _narrow3(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step)
+            _narrow3(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
         ahead += lines
         i += SIX
     return ahead

@@ -134,23 +134,18 @@ def store(typingctx, address, value):
     return types.void(types.intp, vector), codegen
 
 
-def _make_prefetch(write: int):
-    @intrinsic
-    def prefetch(typingctx, address):
-        def codegen(context, builder, sig, args):
-            kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), _i32, _i32, _i32])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            flags = (ir.Constant(_i32, value) for value in (write, 2, 1))  # to be kept in L2, data
-            builder.call(function, [_pointer(builder, args[0]), *flags])
-            return context.get_dummy_value()
+@intrinsic
+def prefetch(typingctx, address):
+    """``prefetch(address)``: bring the cache line there into the L2 cache; any address will do."""
 
-        return types.void(types.intp), codegen
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), _i32, _i32, _i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        flags = (ir.Constant(_i32, value) for value in (0, 2, 1))  # to be read, kept in L2, data
+        builder.call(function, [_pointer(builder, args[0]), *flags])
+        return context.get_dummy_value()
 
-    return prefetch
-
-
-# ``prefetch(address)``: bring the cache line there closer, to be read or written; any address will do.
-prefetch, prefetch_write = _make_prefetch(0), _make_prefetch(1)
+    return types.void(types.intp), codegen
 
 
 @intrinsic
@@ -499,17 +494,37 @@ def load_transposed(typingctx, address, stride, kind):
     return result(types.intp, types.intp, kind), codegen
 
 
+def _make_scatter(streaming: bool):
+    @intrinsic
+    def scatter(typingctx, tile, table, offset):
+        def codegen(context, builder, sig, args):
+            for i, member in enumerate(_members(builder, args[0])):
+                address = builder.load(_pointer(builder, args[1], 8 * i), align=8, typ=_i64)
+                target = _pointer(builder, address, args[2])
+                store = builder.store(member, target, align=4 * LANES if streaming else 4)
+                if streaming:
+                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_i32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(tile, types.intp, types.intp), codegen
+
+    return scatter
+
+
+# ``tile_scatter(tile, table, offset)``: row i goes to the address ``table[i] + offset``. ``tile_stream`` does the same
+# past the caches, to whole vectors' multiples; other threads see it after a `fence`.
+tile_scatter, tile_stream = _make_scatter(False), _make_scatter(True)
+
+
 @intrinsic
-def tile_scatter(typingctx, tile, table, offset):
-    """``tile_scatter(tile, table, offset)``: row i goes to the address ``table[i] + offset``."""
+def fence(typingctx):
+    """``fence()``: what was stored before is seen by other threads before what is stored after."""
 
     def codegen(context, builder, sig, args):
-        for i, member in enumerate(_members(builder, args[0])):
-            address = builder.load(_pointer(builder, args[1], 8 * i), align=8, typ=_i64)
-            builder.store(member, _pointer(builder, address, args[2]), align=4)
+        builder.fence("seq_cst")
         return context.get_dummy_value()
 
-    return types.void(tile, types.intp, types.intp), codegen
+    return types.void(), codegen
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------

@@ -38,25 +38,28 @@ from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import (
     FLOAT32,
     LANES,
+    fence,
     float_pointer,
     load,
     make_transform,
     next_task,
     prefetch,
-    prefetch_write,
     tile_add,
     tile_collect,
     tile_gather,
     tile_load,
     tile_scatter,
     tile_spread,
+    tile_stream,
 )
 
-_TILES = 48  # tiles of a block: the sums of its 36 parts, 64 channels each, are 432 KB
+_TILES = 24  # tiles of a block: the sums of its 36 parts, 64 channels each, are 216 KB
 _CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
 _SMALL_CHUNK = 48  # and if not: 36 * 48 * 64 floats are 432 KB
 _FEW = 36  # tiles of an image up to which that is so
 _BATCH = 14 << 20  # bytes of transformed inputs at a time
+_STREAM = 16 << 20  # bytes of outputs from which they go past the caches: nobody will find them there
+_WRITE, _ADD, _PAST_CACHES = 0, 1, 2  # what to do with results
 
 
 def _matrices(*points: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,6 +135,7 @@ def _transform_inputs(
     """Transform the input tiles tile0 .. tile0 + tiles."""
     size = step + 2
     parts = size * size
+    next_tile = (step >> enlarge) * channels * 4
     counter = np.zeros(1, np.int64)
     for _ in prange(workers):
         table = np.empty(36, np.int64)
@@ -155,6 +159,9 @@ def _transform_inputs(
                     _copy_channels(table, c * 4, channels - c, copies, parts)
                     _transform_input(copy_table.ctypes.data, 0, v + start * 4, (count * depth + LANES) * 4, step)
                 else:
+                    for i in range(0, parts, size):  # fetch the columns that the next tile does not share
+                        for j in range(2, size):
+                            prefetch(table[i + j] + c * 4 + next_tile)
                     _transform_input(table.ctypes.data, c * 4, v + start * 4, (count * depth + LANES) * 4, step)
             t = next_task(counter.ctypes.data)
 
@@ -191,23 +198,37 @@ def _fetch_filters(w, size, c_out, channels, first, depth, panel, part, parts):
             prefetch(start + line)
 
 
+def _make_finish(transform, size: int):
+    """Make a function for tiles of `size x size` outputs."""
+    spread = size + 2
+
+    @inline
+    def finish(sums, stride, table, offset, bias, how):
+        """Transform back the sums of one tile and vector of channels, add a vector of bias, write to the pixels."""
+        result = tile_add(transform(tile_collect(sums, stride, spread, spread)), load(bias))
+        if how == _ADD:
+            tile_scatter(tile_add(result, tile_gather(table, offset, size, size)), table, offset)
+        elif how == _PAST_CACHES:
+            tile_stream(result, table, offset)
+        else:
+            tile_scatter(result, table, offset)
+
+    return finish
+
+
+_finish4, _finish2 = _make_finish(_outputs4, 4), _make_finish(_outputs2, 2)
+
+
 @inline
-def _finish_vector(sums, stride, table, offset, bias, step, add):
-    """Transform back the sums of one tile and vector of channels, add a vector of bias, write or add to the pixels."""
+def _finish_vector(sums, stride, table, offset, bias, step, how):
     if step == 4:
-        result = tile_add(_outputs4(tile_collect(sums, stride, 6, 6)), load(bias))
-        if add:
-            result = tile_add(result, tile_gather(table, offset, 4, 4))
-        tile_scatter(result, table, offset)
+        _finish4(sums, stride, table, offset, bias, how)
     else:
-        small = tile_add(_outputs2(tile_collect(sums, stride, 4, 4)), load(bias))
-        if add:
-            small = tile_add(small, tile_gather(table, offset, 2, 2))
-        tile_scatter(small, table, offset)
+        _finish2(sums, stride, table, offset, bias, how)
 
 
 @inline
-def _finish_tile(sums, stride, table, pixels, copies, copy_table, bias, shift, column, c_out, step, add):
+def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c_out, step, how):
     """Do so for all channels of a panel; the last few, fewer than a vector, by way of copies."""
     for c in range(column, min(column + WIDTH, c_out), LANES):
         valid = min(LANES, c_out - c)
@@ -216,15 +237,13 @@ def _finish_tile(sums, stride, table, pixels, copies, copy_table, bias, shift, c
             for i in range(valid):
                 shift[i] = source[i]
         where = sums + (c - column) * 4
-        for part in range((step + 2) * (step + 2)):
-            prefetch(where + STRIDE + part * stride)  # the next tile's
         if valid == LANES:
-            _finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, add)
+            _finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, how)
         else:
-            if add:
-                _copy_channels(table, c * 4, valid, copies, pixels)
-            _finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, add)
-            for i in range(pixels):
+            if how == _ADD:
+                _copy_channels(table, c * 4, valid, copies, step * step)
+            _finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, how)
+            for i in range(step * step):
                 target = carray(float_pointer(table[i] + c * 4), valid)
                 for j in range(valid):
                     target[j] = copies[i, j]
@@ -233,7 +252,7 @@ def _finish_tile(sums, stride, table, pixels, copies, copy_table, bias, shift, c
 @kernel(26)
 def _multiply_tiles(
     v, channels, chunk, tile0, tiles, step, w, kind, offsets,
-    out, out_h, out_w, c_out, bias, bias_stride, add, tiles_h, tiles_w,
+    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w,
     panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
 ):  # fmt: skip
     """Multiply transformed inputs and filters, transform back, store.
@@ -279,6 +298,7 @@ def _multiply_tiles(
                     start = _input_start(channels, chunk, first, c, count, parts)
                     for t in range(count + SIX):
                         rows[t] = v + (start + min(t, count - 1) * row_floats) * 4
+                    part_stride = (count * row_floats + LANES) * 4
                     sums = all_sums
                     if chunk < channels:
                         sums += (block - first_block) * parts * block_rows * STRIDE
@@ -288,31 +308,25 @@ def _multiply_tiles(
                                 w, weight_size, c_out, channels, next_c, min(chunk, channels - next_c), next_panel,
                                 part, parts,
                             )  # fmt: skip
-                        part_filters = filters + part * (depth + 1) * STRIDE
+                        part_rows, part_filters = part * part_stride, filters + part * (depth + 1) * STRIDE
+                        ahead = part_filters + (depth + 1) * STRIDE
                         product_rows(
-                            rows.ctypes.data, part * (count * row_floats + LANES) * 4, 4, part_filters,
-                            sums + part * block_rows * STRIDE,
-                            count, depth, vectors, c == 0, part_filters + (depth + 1) * STRIDE, 64,
+                            rows.ctypes.data, part_rows, 4, part_filters, sums + part * block_rows * STRIDE,
+                            count, depth, vectors, c == 0, ahead, 64, rows[0] + part_rows + part_stride - ahead,
                         )  # fmt: skip
                     if c + chunk >= channels:
                         for t in range(count):
                             tile = tile0 + first + t
                             _tile_rows(
-                                table, out, spill, out_h, out_w, c_out * 4, tile + 1, tiles_h, tiles_w,
-                                step, step, 0, 0, 0,
-                            )  # fmt: skip
-                            for pixel in range(step * step):
-                                for line in range(column * 4, min(column + WIDTH, c_out) * 4, 64):
-                                    prefetch_write(table[pixel] + line)
-                            _tile_rows(
                                 table, out, spill, out_h, out_w, c_out * 4, tile, tiles_h, tiles_w, step, step, 0, 0, 0
                             )
                             image_bias = bias + tile // (tiles_h * tiles_w) * bias_stride if bias else 0
                             _finish_tile(
-                                sums + t * STRIDE, block_rows * STRIDE, table, step * step, copies, copy_table,
-                                image_bias, shift, column, c_out, step, add,
+                                sums + t * STRIDE, block_rows * STRIDE, table, copies, copy_table,
+                                image_bias, shift, column, c_out, step, how,
                             )  # fmt: skip
             task = next_task(counter.ctypes.data)
+        fence()
 
 
 def possible(geometry: Geometry) -> bool:
@@ -364,6 +378,8 @@ def winograd(
     buffers = address(scratch.take("filters", buffer_floats * workers))
     spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
     blank = zeros(channels)
+    aligned = c_out % LANES == 0 and address(out) % (LANES * 4) == 0
+    how = _ADD if accumulate else _PAST_CACHES if aligned and out.nbytes >= _STREAM else _WRITE
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
@@ -372,7 +388,7 @@ def winograd(
         )  # fmt: skip
         _multiply_tiles(
             v, channels, chunk, tile0, count, step, address(w), check_weight("w", w, 4), address(_tap_offsets()),
-            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), int(accumulate), tiles_h, tiles_w,
+            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip
