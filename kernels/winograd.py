@@ -232,6 +232,9 @@ def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c
     """Do so for all channels of a panel; the last few, fewer than a vector, by way of copies."""
     for c in range(column, min(column + WIDTH, c_out), LANES):
         valid = min(LANES, c_out - c)
+        if how == _ADD:
+            for i in range(step * step):
+                prefetch(table[i] + (step * c_out + c) * 4)  # the pixels of the next tile
         if bias:
             source = carray(float_pointer(bias + c * 4), valid)
             for i in range(valid):

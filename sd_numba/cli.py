@@ -200,7 +200,7 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     stages["load"] += time.perf_counter() - start
     for seed, path, request in zip(seeds, paths, requests, strict=True):
         counting: Any = profiler.profile() if options["profile"] else nullcontext({})
-        with counting as rows:
+        with kernels.reuse(), counting as rows:
             images = _draw(pipe, request, options["steps"], stages)
         start = time.perf_counter()
         metadata = None if options["no_metadata"] else _metadata(pipe, prompt, seed, name, images, options)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import kernels
+
 from .arguments import check_choice, check_prompts, check_size, check_whole, resolve_seeds
 from .checkpoint import ModelFolder, open_model
 from .errors import InputError, ModelError
@@ -31,6 +33,7 @@ PRECISIONS = ("f32",)
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 OUTPUT_TYPES = ("pil", "np", "latent")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
+TEXTS = 8  # prompts that go through the text encoder together, at most
 PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
 
 
@@ -268,15 +271,16 @@ class StableDiffusionPipeline:
         steps = self.generate(prompts, **options)
         seconds = {"sampling": 0.0}
         latents = np.empty(0, np.float32)
-        for step in steps:
-            latents = step.latents
-            seconds["sampling"] += step.seconds
-        seconds["text"] = time.perf_counter() - start - seconds["sampling"]
-        if output_type == "latent":
-            return PipelineOutput(latents, options["seed"], seconds)
-        start = time.perf_counter()
-        images = self.decode(latents)
-        seconds["decode"] = time.perf_counter() - start
+        with kernels.reuse():
+            for step in steps:
+                latents = step.latents
+                seconds["sampling"] += step.seconds
+            seconds["text"] = time.perf_counter() - start - seconds["sampling"]
+            if output_type == "latent":
+                return PipelineOutput(latents, options["seed"], seconds)
+            start = time.perf_counter()
+            images = self.decode(latents)
+            seconds["decode"] = time.perf_counter() - start
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, options["seed"], seconds)
 
     def generate(
@@ -382,7 +386,10 @@ class StableDiffusionPipeline:
     def _contexts(self, job: _Job) -> list[tuple[slice, EncodedContext]]:
         """Encode the prompts, in groups of pictures that go through the UNet together."""
         texts = sorted({*job.prompts, *(job.negatives if job.scale > 1 else ())})
-        encoded = {text: self.text_encoder(self.tokenizer(text))[0] for text in texts}
+        encoded: dict[str, np.ndarray] = {}
+        for first in range(0, len(texts), TEXTS):
+            some = texts[first : first + TEXTS]
+            encoded.update(zip(some, self.text_encoder(self.tokenizer(some)), strict=True))
         if not all(np.isfinite(e).all() for e in encoded.values()):
             raise self._not_finite("the text encoder")
         pixels = (job.height // self.vae.factor) * (job.width // self.vae.factor)
@@ -401,7 +408,7 @@ class StableDiffusionPipeline:
         outputs = []
         for part, context in contexts:
             if job.scale > 1:
-                away, towards = np.split(self.unet(np.concatenate([x[part], x[part]]), timestep, context), 2)
+                away, towards = np.split(self.unet(x[part], timestep, context), 2)
                 outputs.append(away + np.float32(job.scale) * (towards - away))
             else:
                 outputs.append(self.unet(x[part], timestep, context))

@@ -139,14 +139,16 @@ class TransformerBlock:
         self.norm3 = LayerNorm(weights, f"{prefix}.norm3", c)
         self.ff = FeedForward(weights, f"{prefix}.ff", c)
 
-    def __call__(self, x: np.ndarray, context: EncodedContext) -> None:
-        """Update the residual stream ``x (n, t, c)`` in place."""
+    def __call__(self, x: np.ndarray, context: EncodedContext) -> np.ndarray:
+        """Update the residual stream ``x (n, t, c)`` in place, or a copy repeated to the batch of the context."""
         h = self.norm1(x)
         self.attn1(h, self.attn1.encode(h), x)
-        h = self.norm2(x, out=h)
+        x = repeat(x, context.batch)
+        h = self.norm2(x)
         self.attn2(h, context.keys_values[self.attn2.prefix], x)
         h = self.norm3(x, out=h)
         self.ff(h, x)
+        return x
 
 
 class Transformer:
@@ -164,14 +166,14 @@ class Transformer:
         ]
         self.proj_out = Linear(weights, f"{prefix}.proj_out", inner, c, as_conv=as_conv)
 
-    def __call__(self, x: np.ndarray, context: EncodedContext) -> None:
-        """Update ``x (n, h, w, c)`` in place."""
+    def __call__(self, x: np.ndarray, context: EncodedContext) -> np.ndarray:
+        """Update ``x (n, h, w, c)`` in place, or a copy repeated to the batch of the context."""
         n, h, w, _ = x.shape
-        tokens = self.proj_in(self.norm(x))
-        stream = tokens.reshape(n, h * w, -1)
+        stream = self.proj_in(self.norm(x)).reshape(n, h * w, -1)
         for block in self.transformer_blocks:
-            block(stream, context)
-        self.proj_out(tokens, out=x, accumulate=True)
+            stream = block(stream, context)
+        x = repeat(x, context.batch)
+        return self.proj_out(stream.reshape(len(x), h, w, -1), out=x, accumulate=True)
 
 
 class Downsample:
@@ -221,9 +223,9 @@ class DownBlock:
     def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray]) -> np.ndarray:
         """Give the level's output; every feature map on the way is appended to ``skips``."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = resnet(x, time)
+            x = resnet(x, time[: len(x)])
             if attention is not None:
-                attention(x, context)
+                x = attention(x, context)
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -241,8 +243,7 @@ class MidBlock:
 
     def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext) -> np.ndarray:
         """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``."""
-        x = self.resnets[0](x, time)
-        self.attention(x, context)
+        x = self.attention(self.resnets[0](x, time), context)
         return self.resnets[1](x, time)
 
 
@@ -266,8 +267,13 @@ class UpBlock:
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             x = resnet(np.concatenate([x, skips.pop()], axis=-1), time)
             if attention is not None:
-                attention(x, context)
+                x = attention(x, context)
         return x if self.upsample is None else self.upsample(x, *skips[-1].shape[1:3])
+
+
+def repeat(x: np.ndarray, n: int) -> np.ndarray:
+    """Give ``x (m, ...)`` one after the other until there are n, or x itself if it has as many."""
+    return x if len(x) == n else np.concatenate([x] * (n // len(x)))
 
 
 class UNet:
@@ -321,12 +327,13 @@ class UNet:
 
         Parameters
         ----------
-        sample : float array ``(b, in_channels, h, w)``
+        sample : float array ``(n, in_channels, h, w)``
             Noisy latents of any size.
-        timestep : float or array ``(b,)``
+        timestep : float or array ``(n,)``
             Need not be whole.
         context : float array ``(b, t, cross_attention_dim)`` or EncodedContext
-            The encoded text, or what ``encode_context`` made of it.
+            The encoded text, or what ``encode_context`` made of it. If b is a multiple of n, as for classifier-free
+            guidance, the samples are repeated, and what comes before they meet the text is computed once.
 
         Returns
         -------
@@ -340,14 +347,16 @@ class UNet:
         x = self._checked(sample)
         if not isinstance(context, EncodedContext):
             context = self.encode_context(context)
-        if context.batch != len(x):
-            raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample")
+        if context.batch % len(x):
+            raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample, or twice")
         with kernels.reuse():
-            return self._predict(x, self._embed(timestep, len(x)), context)
+            return self._predict(x, repeat(self._embed(timestep, len(x)), context.batch), context)
 
     def _predict(self, x: np.ndarray, time: np.ndarray, context: EncodedContext) -> np.ndarray:
         x = self.conv_in(x)
-        skips = [x]
+        if self.down_blocks[0].attentions[0] is None:
+            x = repeat(x, context.batch)
+        skips = [repeat(x, context.batch)]
         for down in self.down_blocks:
             x = down(x, time, context, skips)
         x = self.mid_block(x, time, context)

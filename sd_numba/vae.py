@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,23 +130,16 @@ class Attention:
         return x
 
 
-class MidBlock:
+Block = Callable[[np.ndarray], np.ndarray]
+
+
+def mid_block(weights: WeightSource, prefix: str, config: VaeConfig) -> list[Block]:
     """Residual block, attention (in most models), residual block at the smallest size."""
-
-    def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
-        c, groups = config.block_out_channels[-1], config.norm_num_groups
-        self.blocks: list[Callable[[np.ndarray], np.ndarray]] = [
-            ResnetBlock(weights, f"{prefix}.resnets.0", c, c, groups),
-            ResnetBlock(weights, f"{prefix}.resnets.1", c, c, groups),
-        ]
-        if config.mid_block_add_attention:
-            self.blocks.insert(1, Attention(weights, f"{prefix}.attentions.0", c, groups))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``, which is overwritten."""
-        for block in self.blocks:
-            x = block(x)
-        return x
+    c, groups = config.block_out_channels[-1], config.norm_num_groups
+    blocks: list[Block] = [ResnetBlock(weights, f"{prefix}.resnets.{i}", c, c, groups) for i in range(2)]
+    if config.mid_block_add_attention:
+        blocks.insert(1, Attention(weights, f"{prefix}.attentions.0", c, groups))
+    return blocks
 
 
 class Encoder:
@@ -154,65 +148,53 @@ class Encoder:
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
         channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.in_channels, channels[0])
-        self.down_blocks: list[Callable[[np.ndarray], np.ndarray]] = []
+        self.blocks: list[Block] = []
         c_in = channels[0]
         for level, c in enumerate(channels):
             block = f"{prefix}.down_blocks.{level}"
             for i in range(config.layers_per_block):
-                self.down_blocks.append(ResnetBlock(weights, f"{block}.resnets.{i}", c if i else c_in, c, groups))
+                self.blocks.append(ResnetBlock(weights, f"{block}.resnets.{i}", c if i else c_in, c, groups))
             if level < len(channels) - 1:
                 halve = Conv2d(weights, f"{block}.downsamplers.0.conv", c, c, stride=2, padding=((0, 1), (0, 1)))
-                self.down_blocks.append(halve)
+                self.blocks.append(halve)
             c_in = c
-        self.mid_block = MidBlock(weights, f"{prefix}.mid_block", config)
+        self.blocks += mid_block(weights, f"{prefix}.mid_block", config)
         self.conv_norm_out = GroupNorm(weights, f"{prefix}.conv_norm_out", groups, channels[-1], EPS, silu=True)
         self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Give ``(n, h / f, w / f, 2 * latent_channels)`` for ``x (n, h, w, in_channels)``."""
         x = self.conv_in(x)
-        for block in self.down_blocks:
+        for block in self.blocks:
             x = block(x)
-        x = self.mid_block(x)
         return self.conv_out(self.conv_norm_out(x, out=x))
 
 
-class UpBlock:
-    """One level of the decoder: residual blocks, then (but for the last level) an enlargement."""
-
-    def __init__(self, weights: WeightSource, prefix: str, level: int, config: VaeConfig) -> None:
-        channels, groups = config.block_out_channels, config.norm_num_groups
-        c, c_in = channels[level], channels[min(level + 1, len(channels) - 1)]
-        self.resnets = [
-            ResnetBlock(weights, f"{prefix}.resnets.{i}", c if i else c_in, c, groups)
-            for i in range(config.layers_per_block + 1)
-        ]
-        self.upsample = Conv2d(weights, f"{prefix}.upsamplers.0.conv", c, c) if level else None
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give the level's output for ``x (n, h, w, c_in)``, which is overwritten."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x if self.upsample is None else self.upsample(x, upsample=True)
-
-
 class Decoder:
-    """Latents to picture."""
+    """Latents to picture.
+
+    Its blocks are one flat list: a list of lists would hold on to the input of each level until the level is done.
+    """
 
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
-        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+        channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.latent_channels, channels[-1])
-        self.mid_block = MidBlock(weights, f"{prefix}.mid_block", config)
-        self.up_blocks = [UpBlock(weights, f"{prefix}.up_blocks.{i}", last - i, config) for i in range(last + 1)]
-        self.conv_norm_out = GroupNorm(
-            weights, f"{prefix}.conv_norm_out", config.norm_num_groups, channels[0], EPS, silu=True
-        )
+        self.blocks = mid_block(weights, f"{prefix}.mid_block", config)
+        c_in = channels[-1]
+        for level, c in enumerate(reversed(channels)):
+            block = f"{prefix}.up_blocks.{level}"
+            for i in range(config.layers_per_block + 1):
+                self.blocks.append(ResnetBlock(weights, f"{block}.resnets.{i}", c if i else c_in, c, groups))
+            if level < len(channels) - 1:
+                self.blocks.append(partial(Conv2d(weights, f"{block}.upsamplers.0.conv", c, c), upsample=True))
+            c_in = c
+        self.conv_norm_out = GroupNorm(weights, f"{prefix}.conv_norm_out", groups, channels[0], EPS, silu=True)
         self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[0], config.out_channels)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Give ``(n, f * h, f * w, out_channels)`` for ``x (n, h, w, latent_channels)``."""
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
+        x = self.conv_in(x)
+        for block in self.blocks:
             x = block(x)
         return self.conv_out(self.conv_norm_out(x, out=x))
 

@@ -43,6 +43,15 @@ def test_encoded_context_gives_the_same():
         np.testing.assert_array_equal(network(SD2.sample(), 500, encoded), expected)
 
 
+@pytest.mark.parametrize("case", [SD1, SD2], ids=lambda case: case.name)
+def test_one_sample_for_several_contexts_is_as_good_as_copies(case):
+    network, sample = unet(case), case.sample()
+    context = np.random.default_rng(1).standard_normal((3 * len(sample), 5, case.context().shape[2]), np.float32)
+    times = np.linspace(999, 1, len(sample))
+    expected = network(np.concatenate([sample] * 3), np.concatenate([times] * 3), context)
+    np.testing.assert_array_equal(network(sample, times, context), expected)
+
+
 def test_images_of_a_batch_are_independent():
     network, sample, context = unet(SD2), SD2.sample(), SD2.context()
     together = network(sample, 500, context)
@@ -81,6 +90,7 @@ def test_any_size(size):
         ((4, 8, 8), (1, 77, 32), "sample"),
         ((1, 4, 0, 8), (1, 77, 32), "sample"),
         ((2, 4, 8, 8), (1, 77, 32), "batch of 1"),
+        ((2, 4, 8, 8), (3, 77, 32), "batch of 3"),
         ((1, 4, 8, 8), (1, 77, 33), "context"),
         ((1, 4, 8, 8), (77, 32), "context"),
         ((1, 4, 8, 8), (1, 0, 32), "context"),
