@@ -13,7 +13,7 @@ from kernels.arrays import check_array, check_shape, check_weight
 from kernels.gemm import Geometry, multiply, result
 from kernels.packing import PackedWeight, pack
 
-ALGORITHMS = ("auto", "direct", "winograd", "winograd2", "winograd4")
+ALGORITHMS = ("auto", "direct", "winograd", *winograd.FORMS)
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
@@ -72,10 +72,10 @@ def conv2d(
         Float32 ``(n, h', w', c_out)`` to write to.
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
-    algorithm : {"auto", "direct", "winograd", "winograd2", "winograd4"}
-        Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs, or the better of the two. ``auto`` takes
-        the fastest of all. Largest errors relative to the largest value: direct 5e-7, winograd2 1e-6, winograd4 2e-6.
-        A packed weight serves the direct algorithm.
+    algorithm : {"auto", "direct", "winograd", "winograd2", "winograd4", "winograd_up"}
+        Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs; 8x8 by way of 2x2 filters, for
+        `upsample` only; or the best of these. ``auto`` takes the fastest of all. Largest errors relative to the largest
+        value: direct 5e-7, winograd2 1e-6, winograd_up 1e-6, winograd4 2e-6. A packed weight serves the direct one.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def conv2d(
         multiply(x, w, b, out, geometry, accumulate)
     else:
         stored = w.stored if isinstance(w, PackedWeight) else w
-        winograd.winograd(x, stored, b, out, geometry, accumulate, 2 if chosen == "winograd2" else 4)
+        winograd.winograd(x, stored, b, out, geometry, accumulate, chosen)
     return out
 
 
@@ -116,8 +116,9 @@ def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry) -> st
     able = {name: cost for name, cost in costs.items() if algorithm == "auto" or name.startswith(algorithm)}
     if not able:
         raise ValueError(
-            f"algorithm: {algorithm} cannot do {geometry.kh}x{geometry.kw} filters with stride {geometry.stride}; "
-            "expected 3x3 and stride 1"
+            f"algorithm: {algorithm} cannot do {geometry.kh}x{geometry.kw} filters with stride {geometry.stride}"
+            f"{' and' if geometry.enlarge else ' without'} upsampling; expected 3x3 and stride 1"
+            f"{' and upsampling' if algorithm == 'winograd_up' else ''}"
         )
     return min(able, key=lambda name: able[name])
 

@@ -392,14 +392,14 @@ def tile_add(typingctx, tile, value):
     return tile(tile, value), codegen
 
 
-def make_transform(matrix: np.ndarray):
-    """Make an intrinsic that computes ``matrix @ tile @ matrix.T``, the tile taken as a matrix of vectors.
+def make_transform(left: np.ndarray, right: np.ndarray | None = None):
+    """Make an intrinsic that computes ``left @ tile @ right.T``, the tile taken as a matrix of vectors.
 
-    The matrix is constant, so products with 0 and 1 cost nothing; two rows next to each other that are ``e + o`` and
-    ``e - o`` share the two parts.
+    The matrices, of one shape and by default the same, are constant, so products with 0 and 1 cost nothing; two rows
+    next to each other that are ``e + o`` and ``e - o`` share the two parts.
     """
-    matrix = np.asarray(matrix, np.float64)
-    m, n = matrix.shape
+    right = left if right is None else right
+    m, n = left.shape
 
     def combine(builder, coefficients, values):
         result = None
@@ -414,7 +414,7 @@ def make_transform(matrix: np.ndarray):
                 result = _fma(builder, v, _constant(c), result)
         return result
 
-    def apply(builder, values):
+    def apply(builder, matrix, values):
         out, i = [], 0
         while i < m:
             even, odd = matrix[i], None
@@ -433,8 +433,10 @@ def make_transform(matrix: np.ndarray):
     def transform(typingctx, tile):
         def codegen(context, builder, sig, args):
             x = _members(builder, args[0])
-            columns = [apply(builder, x[j :: tile.vectors]) for j in range(tile.vectors)]  # matrix @ tile, by column
-            rows = [apply(builder, [column[i] for column in columns]) for i in range(m)]
+            columns = [
+                apply(builder, left, x[j :: tile.vectors]) for j in range(tile.vectors)
+            ]  # left @ tile, by column
+            rows = [apply(builder, right, [column[i] for column in columns]) for i in range(m)]
             return _assemble(builder, [v for row in rows for v in row])
 
         if not isinstance(tile, TileType) or (tile.rows, tile.vectors) != (n, n):

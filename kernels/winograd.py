@@ -1,13 +1,10 @@
-"""Convolution with 3x3 filters and stride 1 by minimal filtering: F(4x4, 3x3) and F(2x2, 3x3).
+"""Convolution with 3x3 filters and stride 1 by minimal filtering.
 
 A tile of 6x6 inputs and a 3x3 filter, both transformed, are multiplied element by element and summed over the
 channels; transforming back gives 4x4 outputs, with 36 products instead of 144 (Winograd 1980; Lavin and Gray,
-arXiv:1509.09308). Tiles of 4x4 inputs give 2x2 outputs with 16 products instead of 36. The sums over channels are 36
-(or 16) matrix products, one for each *part* of the transforms, done by the micro-kernel of `kernels.product`.
-
-The interpolation points are 0, 3/4, -3/4, 3/2, -3/2 and infinity: the error is a quarter of that of the usual
-0, 1, -1, 2, -2 and infinity (compare Barabasz et al., arXiv:1803.10986, who search for such points). The small tiles
-have 0, 1, -1 and infinity.
+arXiv:1509.09308). Tiles of 4x4 inputs give 2x2 outputs with 16 products instead of 36. If the image is enlarged 2x by
+nearest neighbour first, 100 products give 8x8 outputs, instead of 576: `kernels.transforms` tells how. The sums over
+channels are matrix products, one for each *part* of the transforms, done by the micro-kernel of `kernels.product`.
 
 1. Inputs: for a batch of tiles, as many as fit the shared cache, all threads write the transformed tiles as
    ``[block][chunk][part][tile][channel]``. Padding and enlargement are addresses, as in the direct convolution.
@@ -16,13 +13,14 @@ have 0, 1, -1 and infinity.
    the filters of all channels; for small ones the filters of one chunk of channels are transformed and used at a time,
    in the L2 cache, while the stored filters of the next chunk are fetched.
 
-Transformed filters are four times as large as stored ones: making them again for each batch is cheaper than to keep
-them. The parts of each buffer lie a little more than a multiple of 4 KB apart: at multiples they would compete for the
-same lines of the cache.
+Transformed filters are up to eleven times as large as stored ones: making them again for each batch is cheaper than to
+keep them. The parts of each buffer lie a little more than a multiple of 4 KB apart: at multiples they would compete for
+the same lines of the cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 
@@ -40,56 +38,35 @@ from kernels.simd import (
     LANES,
     fence,
     float_pointer,
-    load,
-    make_transform,
     next_task,
     prefetch,
-    tile_add,
-    tile_collect,
-    tile_gather,
-    tile_load,
-    tile_scatter,
-    tile_spread,
-    tile_stream,
 )
+from kernels.transforms import ADD, PAST_CACHES, WRITE, finish_vector, transform_filter, transform_input
 
 _TILES = 24  # tiles of a block: the sums of its 36 parts, 64 channels each, are 216 KB
 _CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
 _SMALL_CHUNK = 48  # and if not: 36 * 48 * 64 floats are 432 KB
 _FEW = 36  # tiles of an image up to which that is so
 _BATCH = 14 << 20  # bytes of transformed inputs at a time
+# Algorithm -> outputs of a tile a side, taps a side, and the cost of transforming a vector of filters.
+FORMS = {"winograd2": (2, 3, 90), "winograd4": (4, 3, 170), "winograd_up": (4, 2, 140)}
 _STREAM = 16 << 20  # bytes of outputs from which they go past the caches: nobody will find them there
-_WRITE, _ADD, _PAST_CACHES = 0, 1, 2  # what to do with results
-
-
-def _matrices(*points: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the transforms of inputs, filters and outputs for 0, +-a (and +-b) and infinity, for filters of 3."""
-    finite = [0.0, *(sign * x for x in points for sign in (1, -1))]
-    size = len(finite) + 1
-    whole = np.poly(finite)[::-1]  # of the polynomial with these roots, lowest power first
-    inputs, filters = np.zeros((size, size)), np.zeros((size, 3))
-    for i, x in enumerate(finite):
-        others = [y for y in finite if y != x]
-        sign = -1 if not x and len(points) % 2 else 1  # makes the first row of both transforms positive
-        inputs[i, :-1] = sign * np.poly(others)[::-1]
-        filters[i] = sign * x ** np.arange(3) / np.prod([x - y for y in others])
-    inputs[-1], filters[-1, -1] = whole, 1
-    outputs = np.array([[x**i for x in finite] + [float(i == size - 3)] for i in range(size - 2)])
-    return inputs, filters, outputs
-
-
-_inputs4, _filters4, _outputs4 = map(make_transform, _matrices(0.75, 1.5))
-_inputs2, _filters2, _outputs2 = map(make_transform, _matrices(1.0))
 
 
 @inline
-def _tile_rows(table, x, skip, height, width, pixel_bytes, tile, tiles_h, tiles_w, size, step, top, left, enlarge):
-    """Fill the table with the addresses of the `size x size` pixels of a tile; `skip` for those outside."""
+def _tile_rows(
+    table, x, skip, height, width, pixel_bytes, tile, tiles_h, tiles_w, size, step, top, left, enlarge, spread
+):
+    """Fill the table with the addresses of the `size x size` pixels of a tile; `skip` for those outside.
+
+    Tiles begin every `step` pixels of the image enlarged by 2**enlarge, of which only every `spread`-th row and column
+    counts.
+    """
     image, rest = tile // (tiles_h * tiles_w), tile % (tiles_h * tiles_w)
-    y0, x0 = rest // tiles_w * step - top, rest % tiles_w * step - left
+    y0, x0 = rest // tiles_w * step * spread - top, rest % tiles_w * step * spread - left
     for i in range(size):
         for j in range(size):
-            y, c = y0 + i, x0 + j
+            y, c = y0 + i * spread, x0 + j * spread
             if 0 <= y < (height << enlarge) and 0 <= c < (width << enlarge):
                 row = (image * height + (y >> enlarge)) * width + (c >> enlarge)
                 table[i * size + j] = x + row * pixel_bytes
@@ -112,14 +89,6 @@ def _input_start(channels, chunk, first, c, count, parts):
 
 
 @inline
-def _transform_input(table, offset, target, stride, step):
-    if step == 4:
-        tile_spread(_inputs4(tile_gather(table, offset, 6, 6)), target, stride)
-    else:
-        tile_spread(_inputs2(tile_gather(table, offset, 4, 4)), target, stride)
-
-
-@inline
 def _copy_channels(table, offset, channels, copies, count):
     """Copy the last few channels of each pixel of a tile to vectors of `copies`, and put those into its last column."""
     for i in range(count):
@@ -128,12 +97,12 @@ def _copy_channels(table, offset, channels, copies, count):
             copies[i, j] = source[j]
 
 
-@kernel(16)
+@kernel(17)
 def _transform_inputs(
-    x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tile0, tiles, step, v, chunk, workers
+    x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tile0, tiles, step, taps, v, chunk, workers
 ):
     """Transform the input tiles tile0 .. tile0 + tiles."""
-    size = step + 2
+    size = step + taps - 1
     parts = size * size
     next_tile = (step >> enlarge) * channels * 4
     counter = np.zeros(1, np.int64)
@@ -147,7 +116,7 @@ def _transform_inputs(
         while t < tiles:
             _tile_rows(
                 table, x, blank, height, width, channels * 4, tile0 + t,
-                tiles_h, tiles_w, size, step, top, left, enlarge,
+                tiles_h, tiles_w, size, step, top, left, enlarge, 1,
             )  # fmt: skip
             first = t // _TILES * _TILES
             count = min(_TILES, tiles - first)
@@ -155,36 +124,35 @@ def _transform_inputs(
                 begin = c // chunk * chunk
                 depth = _whole(min(chunk, channels - begin))
                 start = _input_start(channels, chunk, first, begin, count, parts) + (t - first) * depth + c - begin
+                target, stride = v + start * 4, (count * depth + LANES) * 4
                 if channels - c < LANES:
                     _copy_channels(table, c * 4, channels - c, copies, parts)
-                    _transform_input(copy_table.ctypes.data, 0, v + start * 4, (count * depth + LANES) * 4, step)
+                    transform_input(copy_table.ctypes.data, 0, target, stride, step, taps)
                 else:
                     for i in range(0, parts, size):  # fetch the columns that the next tile does not share
-                        for j in range(2, size):
+                        for j in range(taps - 1, size):
                             prefetch(table[i + j] + c * 4 + next_tile)
-                    _transform_input(table.ctypes.data, c * 4, v + start * 4, (count * depth + LANES) * 4, step)
+                    transform_input(table.ctypes.data, c * 4, target, stride, step, taps)
             t = next_task(counter.ctypes.data)
 
 
 @inline
-def _transform_filters(w, kind, c_out, channels, first, depth, offsets, panel, taps, filters, step):
+def _transform_filters(
+    w, kind, c_out, channels, first, depth, offsets, panel, packed, filters, step, taps, down, right
+):
     """Transform the filters of a panel and the channels first .. first + depth, as [part][depth][WIDTH]."""
     size = 4 if kind == FLOAT32 else 2
     stride = (depth + 1) * STRIDE
     for j in range(VECTORS):
         o = panel * WIDTH + j * LANES
         rows = max(0, min(LANES, c_out - o))
-        for c0 in range(0, depth, _SMALL_CHUNK):  # taps stay in the L1 cache
+        for c0 in range(0, depth, _SMALL_CHUNK):  # what is packed stays in the L1 cache
             some = min(_SMALL_CHUNK, depth - c0)
             source = w + (o * channels + first + c0) * 9 * size
-            pack_columns(source, channels * 9 * size, kind, rows, some * 9, offsets, taps)
+            pack_columns(source, channels * 9 * size, kind, rows, some * 9, offsets, packed)
             for c in range(some):
-                tile = tile_load(taps + c * 9 * LANES * 4, 3 * LANES * 4, 3, 3)
                 target = filters + (c0 + c) * STRIDE + j * LANES * 4
-                if step == 4:
-                    tile_spread(_filters4(tile), target, stride)
-                else:
-                    tile_spread(_filters2(tile), target, stride)
+                transform_filter(packed + c * 9 * LANES * 4, 3 * LANES * 4, target, stride, step, taps, down, right)
 
 
 @inline
@@ -198,73 +166,44 @@ def _fetch_filters(w, size, c_out, channels, first, depth, panel, part, parts):
             prefetch(start + line)
 
 
-def _make_finish(transform, size: int):
-    """Make a function for tiles of `size x size` outputs."""
-    spread = size + 2
-
-    @inline
-    def finish(sums, stride, table, offset, bias, how):
-        """Transform back the sums of one tile and vector of channels, add a vector of bias, write to the pixels."""
-        result = tile_add(transform(tile_collect(sums, stride, spread, spread)), load(bias))
-        if how == _ADD:
-            tile_scatter(tile_add(result, tile_gather(table, offset, size, size)), table, offset)
-        elif how == _PAST_CACHES:
-            tile_stream(result, table, offset)
-        else:
-            tile_scatter(result, table, offset)
-
-    return finish
-
-
-_finish4, _finish2 = _make_finish(_outputs4, 4), _make_finish(_outputs2, 2)
-
-
 @inline
-def _finish_vector(sums, stride, table, offset, bias, step, how):
-    if step == 4:
-        _finish4(sums, stride, table, offset, bias, how)
-    else:
-        _finish2(sums, stride, table, offset, bias, how)
-
-
-@inline
-def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c_out, step, how):
-    """Do so for all channels of a panel; the last few, fewer than a vector, by way of copies."""
+def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c_out, step, taps, spread, how):
+    """Transform back the sums of one tile, add a bias and write; channels fewer than a vector by way of copies."""
     for c in range(column, min(column + WIDTH, c_out), LANES):
         valid = min(LANES, c_out - c)
-        if how == _ADD:
+        if how == ADD:
             for i in range(step * step):
-                prefetch(table[i] + (step * c_out + c) * 4)  # the pixels of the next tile
+                prefetch(table[i] + (step * spread * c_out + c) * 4)  # the pixels of the next tile
         if bias:
             source = carray(float_pointer(bias + c * 4), valid)
             for i in range(valid):
                 shift[i] = source[i]
         where = sums + (c - column) * 4
         if valid == LANES:
-            _finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, how)
+            finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, taps, how)
         else:
-            if how == _ADD:
+            if how == ADD:
                 _copy_channels(table, c * 4, valid, copies, step * step)
-            _finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, how)
+            finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, taps, how)
             for i in range(step * step):
                 target = carray(float_pointer(table[i] + c * 4), valid)
                 for j in range(valid):
                     target[j] = copies[i, j]
 
 
-@kernel(26)
+@kernel(32)
 def _multiply_tiles(
-    v, channels, chunk, tile0, tiles, step, w, kind, offsets,
-    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w,
+    v, channels, chunk, tile0, tiles, step, taps, w, kind, offsets, down, right,
+    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
     panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
 ):  # fmt: skip
     """Multiply transformed inputs and filters, transform back, store.
 
     A task is a panel and one of `splits` ranges of blocks. Filters of a chunk of channels are transformed at a time;
-    unless that is all of them, the sums of all blocks of the task are kept until the last ones have been added.
+    unless that is all of them, the sums of all blocks of the task are kept until the last ones have been added. The
+    outputs are every `spread`-th row and column from (phase_y, phase_x) on.
     """
-    size = step + 2
-    parts = size * size
+    parts = (step + taps - 1) * (step + taps - 1)
     block_rows = (min(_TILES, tiles) + SIX - 1) // SIX * SIX + 1
     blocks = (tiles + _TILES - 1) // _TILES
     weight_size = 4 if kind == FLOAT32 else 2
@@ -272,7 +211,7 @@ def _multiply_tiles(
     for worker in prange(workers):
         filters = buffers + worker * buffer_bytes
         all_sums = filters + filters_bytes
-        taps = all_sums + sums_bytes
+        packed = all_sums + sums_bytes
         rows = np.empty(_TILES + SIX, np.int64)
         table = np.empty(16, np.int64)
         shift = np.zeros(LANES, np.float32)
@@ -290,7 +229,9 @@ def _multiply_tiles(
             for c in range(0, channels, chunk):
                 depth = min(chunk, channels - c)
                 row_floats = _whole(depth)
-                _transform_filters(w, kind, c_out, channels, c, depth, offsets, panel, taps, filters, step)
+                _transform_filters(
+                    w, kind, c_out, channels, c, depth, offsets, panel, packed, filters, step, taps, down, right
+                )
                 next_panel, next_c = panel, c + chunk
                 if next_c >= channels:
                     next_panel, next_c = following % panels, 0
@@ -321,20 +262,16 @@ def _multiply_tiles(
                         for t in range(count):
                             tile = tile0 + first + t
                             _tile_rows(
-                                table, out, spill, out_h, out_w, c_out * 4, tile, tiles_h, tiles_w, step, step, 0, 0, 0
-                            )
+                                table, out, spill, out_h, out_w, c_out * 4, tile, tiles_h, tiles_w,
+                                step, step, -phase_y, -phase_x, 0, spread,
+                            )  # fmt: skip
                             image_bias = bias + tile // (tiles_h * tiles_w) * bias_stride if bias else 0
                             _finish_tile(
                                 sums + t * STRIDE, block_rows * STRIDE, table, copies, copy_table,
-                                image_bias, shift, column, c_out, step, how,
+                                image_bias, shift, column, c_out, step, taps, spread, how,
                             )  # fmt: skip
             task = next_task(counter.ctypes.data)
         fence()
-
-
-def possible(geometry: Geometry) -> bool:
-    """Return whether these algorithms can do a convolution."""
-    return (geometry.kh, geometry.kw, geometry.stride) == (3, 3, 1)
 
 
 def costs(channels: int, c_out: int, geometry: Geometry) -> dict[str, float]:
@@ -344,27 +281,51 @@ def costs(channels: int, c_out: int, geometry: Geometry) -> dict[str, float]:
     result does not depend on how many come with it.
     """
     g = geometry
-    direct = 1.05 * g.kh * g.kw * g.out_h * g.out_w + 15
-    if not possible(g):
-        return {"direct": direct}
-    estimates = {"direct": direct}
-    for name, step, filters in (("winograd2", 2, 90), ("winograd4", 4, 170)):
-        tiles, parts = math.ceil(g.out_h / step) * math.ceil(g.out_w / step), (step + 2) ** 2
+    estimates = {"direct": 1.05 * g.kh * g.kw * g.out_h * g.out_w + 15}
+    if (g.kh, g.kw, g.stride) != (3, 3, 1):
+        return estimates
+    for name, (step, taps, filters) in FORMS.items():
+        if taps == 2 and not g.enlarge:
+            continue
+        parts, spread = (step + taps - 1) ** 2, _spread(taps)
+        tiles = math.ceil(g.out_h / spread / step) * math.ceil(g.out_w / spread / step)
         transforms = parts * (3 * LANES / min(c_out, 16 * LANES) + 2.5 * LANES / min(channels, 16 * LANES))
-        estimates[name] = filters + tiles * (1.15 * parts + transforms)
+        estimates[name] = spread**2 * (filters + tiles * (1.15 * parts + transforms))
     return estimates
+
+
+def _spread(taps: int) -> int:
+    """Return how far apart the rows of a phase are: a form with two taps needs phases."""
+    return 2 if taps == 2 else 1
 
 
 def winograd(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool,
-    step: int,
+    algorithm: str,
 ) -> None:  # fmt: skip
     """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked.
 
-    `step` is 4 for F(4x4, 3x3) and 2 for F(2x2, 3x3).
+    `algorithm` is a key of `FORMS` that can do it.
     """
-    g, channels, c_out, parts = geometry, x.shape[-1], out.shape[-1], (step + 2) ** 2
-    tiles_h, tiles_w = math.ceil(g.out_h / step), math.ceil(g.out_w / step)
+    spread = _spread(FORMS[algorithm][1])
+    for phase in itertools.product(range(min(spread, geometry.out_h)), range(min(spread, geometry.out_w))):
+        _convolve(x, w, bias, out, geometry, accumulate, algorithm, phase)
+
+
+def _convolve(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool,
+    algorithm: str, phase: tuple[int, int],
+) -> None:  # fmt: skip
+    """Compute one phase of the outputs, or all of them if there are no phases."""
+    g, channels, c_out, (step, taps, _) = geometry, x.shape[-1], out.shape[-1], FORMS[algorithm]
+    parts, spread = (step + taps - 1) ** 2, _spread(taps)
+    tiles_h, tiles_w = (
+        math.ceil((side - first) / spread / step) for side, first in zip((g.out_h, g.out_w), phase, strict=True)
+    )
+    top, left, enlarge, merged = g.top, g.left, g.enlarge, (0, 0)
+    if taps == 2:  # of the small image
+        offsets = phase[0] - top, phase[1] - left  # of the first output's first tap, in the enlarged image
+        top, left, enlarge, merged = -(offsets[0] // 2), -(offsets[1] // 2), 0, (offsets[0] % 2, offsets[1] % 2)
     tiles, panels, workers = g.images * tiles_h * tiles_w, math.ceil(c_out / WIDTH), threads()
     few = tiles_h * tiles_w <= _FEW
     chunk = _chunk_size(channels, _SMALL_CHUNK if few else _CHUNK)
@@ -376,22 +337,23 @@ def winograd(
     block_rows = math.ceil(min(_TILES, tiles) / SIX) * SIX + 1
     filters_floats = (parts * (chunk + 1) + 1) * WIDTH
     sums_floats = (math.ceil(blocks / splits) if chunk < channels else 1) * (parts * block_rows + SIX) * WIDTH
-    taps_floats = _SMALL_CHUNK * 9 * LANES + WIDTH
-    buffer_floats = filters_floats + sums_floats + taps_floats
+    packed_floats = _SMALL_CHUNK * 9 * LANES + WIDTH
+    buffer_floats = filters_floats + sums_floats + packed_floats
     buffers = address(scratch.take("filters", buffer_floats * workers))
     spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
     blank = zeros(channels)
     aligned = c_out % LANES == 0 and address(out) % (LANES * 4) == 0
-    how = _ADD if accumulate else _PAST_CACHES if aligned and out.nbytes >= _STREAM else _WRITE
+    how = ADD if accumulate else PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
-            address(x), address(blank), g.height, g.width, channels, g.top, g.left, g.enlarge, tiles_h, tiles_w,
-            tile0, count, step, v, chunk, workers,
+            address(x), address(blank), g.height, g.width, channels, top, left, enlarge, tiles_h, tiles_w,
+            tile0, count, step, taps, v, chunk, workers,
         )  # fmt: skip
         _multiply_tiles(
-            v, channels, chunk, tile0, count, step, address(w), check_weight("w", w, 4), address(_tap_offsets()),
-            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w,
+            v, channels, chunk, tile0, count, step, taps,
+            address(w), check_weight("w", w, 4), address(_tap_offsets()), *merged,
+            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,6 +31,7 @@ RAGGED = WIDTH + LANES  # output channels that fill one panel and part of a seco
 
 conv2d = partial(kernels.conv2d, algorithm="winograd4")
 small_tiles = partial(kernels.conv2d, algorithm="winograd2")
+phases = partial(kernels.conv2d, algorithm="winograd_up", upsample=True)
 BOTH = [pytest.param(conv2d, id="4x4"), pytest.param(small_tiles, id="2x2")]
 direct = partial(kernels.conv2d, algorithm="direct")
 
@@ -75,12 +77,21 @@ CASES = {
     "fewer channels than a vector, upsample": ((2, 5, 6, 3), LANES - 1, 1, True),
     "many tiles, several chunks, odd channels": ((2, 26, 27, 2 * winograd._CHUNK + 5), LANES + 1, 1, False),
     "several blocks, upsample": ((3, 11, 9, LANES), LANES, 1, True),
+    "upsample, padding 2": ((2, 5, 6, LANES), RAGGED, 2, True),
+    "upsample, more padding than image": ((1, 1, 2, LANES), LANES, ((5, 4), (0, 7)), True),
+    "upsample, one row of outputs": ((1, 1, 3, LANES), LANES, ((0, 1), (1, 1)), True),
+    "upsample, several chunks, odd channels": ((2, 26, 25, winograd._CHUNK + 5), LANES + 1, 1, True),
+    "upsample, several small chunks": ((1, 7, 6, 3 * CHUNK - LANES), RAGGED, 1, True),
 }
+EVERY = [
+    *(pytest.param(conv2d, case, id=f"{case}-4x4") for case in CASES),
+    *(pytest.param(small_tiles, case, id=f"{case}-2x2") for case in CASES),
+    *(pytest.param(phases, case, id=f"{case}-phases") for case in CASES if CASES[case][3]),
+]
 
 
-@pytest.mark.parametrize("conv2d", BOTH)
-@pytest.mark.parametrize("case", CASES)
-def test_matches_twin(case, conv2d):
+@pytest.mark.parametrize(("conv2d", "case"), EVERY)
+def test_matches_twin(conv2d, case):
     x_shape, c_out, padding, upsample = CASES[case]
     x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, c_out)
     rows = normal(3, x_shape[0], c_out)  # a bias for each image
@@ -121,6 +132,18 @@ def test_sizes(height, conv2d):
                 assert_close(out, expected, tolerance(LANES))
 
 
+@pytest.mark.parametrize("height", range(1, 11))
+def test_sizes_of_enlarged_images(height):
+    w, b = normal(1, LANES, LANES, 3, 3), normal(2, LANES)
+    for width, top, left in itertools.product(range(1, 11), (0, 1, 2), (1, 2)):
+        if 2 * height + top >= 3:
+            x, padding = normal(0, 1, height, width, LANES), ((top, 0), (left, 0))
+            expected = reference.conv2d(x, w, b, padding=padding, upsample=True)
+            with fenced(*expected.shape) as out:
+                phases(x, w, b, padding=padding, out=out)
+                assert_close(out, expected, tolerance(LANES))
+
+
 @pytest.mark.parametrize("conv2d", BOTH)
 @pytest.mark.parametrize("c_in", sorted({*range(1, 8 * LANES, LANES // 2), CHUNK, CHUNK + LANES, 2 * CHUNK}))
 def test_channels(c_in, conv2d):
@@ -137,11 +160,11 @@ def test_channels(c_in, conv2d):
 @pytest.mark.parametrize(
     ("c_in", "c_out"), [(LANES, LANES), (CHUNK, WIDTH), (CHUNK + LANES, RAGGED), (LANES + 3, RAGGED - 5)]
 )
-@pytest.mark.parametrize("conv2d", BOTH)
+@pytest.mark.parametrize("conv2d", [*BOTH, pytest.param(phases, id="phases")])
 def test_stored_weights(how, c_in, c_out, conv2d):
     x, w, b = normal(0, 1, 7, 6, c_in), store(normal(1, c_out, c_in, 3, 3), how), normal(2, c_out)
     found = conv2d(x, w, b)
-    assert_close(found, reference.conv2d(x, w, b), tolerance(c_in))
+    assert_close(found, reference.conv2d(x, w, b, upsample=found.shape[1] > 7), tolerance(c_in))
     assert_same_bits(conv2d(x, reference.widen(w), b), found)
     assert_same_bits(conv2d(x, kernels.pack_conv2d(w), b), found)
     for offset in (1, 2, 6):
@@ -163,11 +186,30 @@ def test_the_size_of_a_batch_changes_nothing(case, blocks, monkeypatch):
     assert_same_bits(out, expected)
 
 
+def test_the_size_of_a_batch_changes_nothing_for_enlarged_images(monkeypatch):
+    x, w, b = normal(0, 3, 11, 19, CHUNK + 3), normal(1, RAGGED, CHUNK + 3, 3, 3), normal(2, 3, RAGGED)
+    expected = phases(x, w, b)
+    monkeypatch.setattr(winograd, "_BATCH", 25 * 4 * (CHUNK + 3) * TILES)
+    assert_same_bits(phases(x, w, b), expected)
+
+
+def test_outputs_past_the_caches_are_the_same(monkeypatch):
+    x, w, b = normal(0, 2, 9, 10, CHUNK), normal(1, RAGGED, CHUNK, 3, 3), normal(2, RAGGED)
+    expected = [convolve(x, w, b) for convolve in (conv2d, small_tiles, phases)]
+    monkeypatch.setattr(winograd, "_STREAM", 0)
+    for convolve, right in zip((conv2d, small_tiles, phases), expected, strict=True):
+        assert_same_bits(convolve(x, w, b), right)  # new arrays start on a cache line, so vectors go past the caches
+        out = misaligned(np.zeros_like(right), 4)
+        out.flags.writeable = True
+        assert_same_bits(convolve(x, w, b, out=out), right)
+
+
 @pytest.mark.parametrize("case", ["one pixel", "several chunks", "several blocks, across images", "upsample, batch"])
 def test_threads_change_nothing(case):
     x_shape, c_out, padding, upsample = CASES[case]
     x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, x_shape[0], c_out)
     assert_same_on_any_threads(lambda: conv2d(x, w, b, padding=padding, upsample=upsample))
+    assert_same_on_any_threads(lambda: phases(x, w, b, padding=max(padding, 1)))
 
 
 def test_callers_in_two_threads_do_not_meet():
@@ -288,6 +330,11 @@ def test_accuracy(c_in, c_out):
         error = (convolve(x, w) - expected) / np.abs(expected).max()
         assert np.abs(error).max() < largest
         assert np.sqrt(np.square(error).mean()) < typical
+    x = np.ascontiguousarray(x[:, 2:6, 2:6])
+    expected = exact(x.repeat(2, axis=1).repeat(2, axis=2), w)
+    error = (phases(x, w) - expected) / np.abs(expected).max()
+    assert np.abs(error).max() < 1.5e-6
+    assert np.sqrt(np.square(error).mean()) < 2.4e-7
 
 
 # --- the choice of an algorithm ---------------------------------------------------------------------------------------
@@ -312,6 +359,8 @@ def test_the_choice():
     assert choice(320, 320, geometry(6, 6)) == "winograd2"  # 9 small tiles, or 4 large ones of which half is wasted
     for other in (geometry(64, 64, stride=2), geometry(64, 64, taps=1), geometry(64, 64, taps=5)):
         assert list(winograd.costs(320, 320, other)) == ["direct"]
+    for side in (16, 32, 64, 128, 256):  # before the enlargement
+        assert choice(320, 320, Geometry(1, side, side, 2 * side, 2 * side, 3, 3, 1, 1, 1, 1)) == "winograd_up"
     few = LANES // 4  # images have 3 channels, latents 4
     assert choice(few, 128, geometry(512, 512)) == "direct"
     assert choice(320, few, geometry(64, 64)) == "direct"
@@ -331,7 +380,7 @@ def test_auto_is_one_of_them(how, upsample):
     chosen = set()
     for size in (1, 3, 4, 6, 8, 9):
         x, out_size = normal(0, 3, size, size, CHUNK), size << upsample
-        name = choice(CHUNK, RAGGED, geometry(out_size, out_size))
+        name = choice(CHUNK, RAGGED, replace(geometry(out_size, out_size), enlarge=int(upsample)))
         chosen.add(name)
         expected = kernels.conv2d(x, w, b, upsample=upsample, algorithm=name)
         assert_same_bits(kernels.conv2d(x, w, b, upsample=upsample), expected)
@@ -354,13 +403,19 @@ def test_auto_takes_the_direct_one_where_only_that_can():
 
 @pytest.mark.parametrize(("taps", "stride"), [(3, 2), (1, 1), (5, 1)])
 @pytest.mark.parametrize("images", [0, 1])
-@pytest.mark.parametrize("algorithm", ["winograd", "winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd2", "winograd4", "winograd_up"])
 def test_refuses_what_it_cannot_do(taps, stride, images, algorithm):
     x, w = normal(0, images, 8, 8, LANES), normal(1, LANES, LANES, taps, taps)
-    message = rf"^algorithm: {algorithm} cannot do {taps}x{taps} filters with stride {stride}; expected 3x3 .*$"
+    message = rf"^algorithm: {algorithm} cannot do {taps}x{taps} filters with stride {stride} .*; expected 3x3 .*$"
     for weight in (w, kernels.pack_conv2d(w)):
         with pytest.raises(ValueError, match=message):
             kernels.conv2d(x, weight, stride=stride, algorithm=algorithm)
+
+
+def test_phases_are_for_enlarged_images():
+    x, w = normal(0, 1, 8, 8, LANES), normal(1, LANES, LANES, 3, 3)
+    with pytest.raises(ValueError, match=r"^algorithm: winograd_up cannot .* without upsampling; .* and upsampling$"):
+        kernels.conv2d(x, w, algorithm="winograd_up")
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "", "Winograd", None, 4])
