@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import kernels
-from bench.peak import measure_peak
+from kernels.peak import measure_peak
 from sd_numba import StableDiffusionPipeline
 from sd_numba.profiler import profile, table
 
@@ -88,7 +88,7 @@ def main() -> None:
         median = statistics.median(times)
         share = 100 * rows[name]["everything"].gflop / median / peak
         print(f"\n{name}: median {median:.2f} s ({min(times):.2f} .. {max(times):.2f}), {share:.0f}% of peak")
-        print(table(rows[name]))
+        print(table(rows[name], peak))
     print(f"\nat the end: {memory()}")
     for name, call in work.items():
         print(f"most anonymous memory, {name}: {most_anonymous(call):.0f} MB")

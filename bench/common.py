@@ -17,7 +17,7 @@ import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import kernels
-from bench.peak import measure_peak
+from kernels.peak import measure_peak
 
 # Now, because Numba must not start its threads first: torch would then share Numba's OpenMP, in which Numba allows
 # threads to start threads, and torch's attention would take 20 times as long.

@@ -73,8 +73,8 @@ class Ours:
     """This project. What depends on the text alone is computed once a prompt, as the pipeline does."""
 
     def __init__(self, job: Job, precision: str) -> None:
-        import bench.peak  # noqa: F401 - registers its kernel, which is to be compiled with the others
         import kernels
+        import kernels.peak  # registers its kernel, which is to be compiled with the others
         from sd_numba import StableDiffusionPipeline
 
         kernels.set_threads(job.threads)
@@ -280,7 +280,7 @@ def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
 def answer(call: Callable[[], np.ndarray], name: str, command: str) -> Reply:
     """Do what a command says: "first" call, next "call", or measure the machine's "peak" (GFLOP/s)."""
     if command == "peak":
-        from bench.peak import measure_peak
+        from kernels.peak import measure_peak
 
         return Reply(0.0, gflop=measure_peak())
     if command == "first" and name.startswith("ours"):

@@ -19,6 +19,7 @@ import click
 import numpy as np
 
 import kernels
+from kernels.peak import measure_peak
 
 from . import __version__, profiler
 from .arguments import check_side, resolve_seeds
@@ -163,7 +164,7 @@ def _threads_option(command: Any) -> Any:
 )  # fmt: skip
 @_threads_option
 @click.option("--no-metadata", is_flag=True, help="Do not say in the PNG how it was made.")
-@click.option("--profile", is_flag=True, help="Time and GFLOP of each kind of layer.")
+@click.option("--profile", is_flag=True, help="Time, GFLOP and share of the peak of each kind of layer.")
 @click.option("-v", "--verbose", is_flag=True, help="Seconds of each stage.")
 def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> None:
     """Make a picture from PROMPT and write it as PNG.
@@ -208,7 +209,7 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
         stages["save"] = stages.get("save", 0.0) + time.perf_counter() - start
         click.echo(f"{path}  (seed {seed})")
         if options["profile"]:
-            click.echo(profiler.table(rows), err=True)
+            click.echo(profiler.table(rows, measure_peak()), err=True)
     if options["verbose"]:
         for stage, seconds in stages.items():
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
@@ -439,7 +440,7 @@ def diffusion_test(model: str | None, threads: int, width: int | None, height: i
     with profiler.profile() as rows:
         predicted = unet(latents, 500, context)
     click.echo(f"latents {latents.shape} -> {predicted.shape}, {_range(predicted)}, {kernels.threads()} threads")
-    click.echo(profiler.table(rows))
+    click.echo(profiler.table(rows, measure_peak()))
 
 
 def _range(x: np.ndarray) -> str:

@@ -24,8 +24,8 @@ class Row:
     gflop: float = 0.0
 
 
-def _linear(result: np.ndarray, x: np.ndarray, *_: Any, **__: Any) -> tuple[str, float]:
-    return "linear", 2 * result.size * x.shape[-1]
+def _linear(_: np.ndarray, x: np.ndarray, w: Any, *__: Any, **___: Any) -> tuple[str, float]:
+    return "linear", 2 * x.size * w.shape[0]
 
 
 def _conv2d(result: np.ndarray, x: np.ndarray, w: Any, *_: Any, **__: Any) -> tuple[str, float]:
@@ -87,10 +87,17 @@ def profile() -> Iterator[dict[str, Row]]:
         rows["everything"] = Row(sum(row.calls for row in rows.values()), seconds, gflop)
 
 
-def table(rows: dict[str, Row]) -> str:
-    """Format rows as lines of text, the longest first."""
-    lines = [f"{'':<16}{'calls':>7}{'seconds':>9}{'GFLOP':>9}{'GFLOP/s':>9}"]
+def table(rows: dict[str, Row], peak: float) -> str:
+    """Format rows as lines of text, the longest first; `peak` is the machine's, in GFLOP/s.
+
+    The GFLOP are those of the direct algorithms: convolutions that need fewer can exceed the peak.
+    """
+    lines = [f"{'':<16}{'calls':>7}{'seconds':>9}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}"]
     for kind, row in sorted(rows.items(), key=lambda item: (item[0] == "everything", -item[1].seconds)):
-        rate = f"{row.gflop / row.seconds:9.0f}" if row.gflop and row.seconds else " " * 9
-        lines.append(f"{kind:<16}{row.calls:>7}{row.seconds:>9.2f}{row.gflop:>9.0f}{rate}")
+        line = f"{kind:<16}{row.calls:>7}{row.seconds:>9.2f}"
+        if row.gflop and row.seconds:
+            rate = row.gflop / row.seconds
+            line += f"{row.gflop:>9.0f}{rate:>9.0f}{rate / peak:>9.0%}"
+        lines.append(line)
+    lines.append(f"peak: {peak:.0f} GFLOP/s, measured; convolutions count as direct ones, though they do less")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def test_output_patterns():
 
 def test_verbose_and_profile(run):
     result = run("generate", "a fox", *SMALL, "-v", "--profile")
-    for word in ("load", "text", "sampling", "decode", "save", "conv2d 3x3", "GFLOP/s"):
+    for word in ("load", "text", "sampling", "decode", "save", "conv2d 3x3", "GFLOP/s", "of peak", "peak: "):
         assert word in result.stderr
 
 

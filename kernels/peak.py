@@ -1,4 +1,6 @@
-"""The fastest that this machine multiplies and adds in float32, measured: the yardstick of the other benchmarks."""
+"""The fastest that this machine multiplies and adds in float32, measured: the yardstick of profiles and benchmarks."""
+
+from __future__ import annotations
 
 import statistics
 import time
@@ -6,8 +8,7 @@ import time
 import numpy as np
 from numba import carray, prange
 
-import kernels
-from kernels.jit import inline, kernel
+from kernels.jit import inline, kernel, threads
 from kernels.simd import LANES, float_pointer, fma, splat, total
 
 _LOOPS = 2_000_000
@@ -26,7 +27,8 @@ def _multiply_add(loops, x, y):
 
 
 @kernel(3)
-def peak_loop(loops, out, workers):
+def _peak_loop(loops, out, workers):
+    """Do nothing but multiply and add, in each worker."""
     for worker in prange(workers):
         result = carray(float_pointer(out + worker * 4), 1)
         result[0] = _multiply_add(loops, splat(np.float32(0.5)), splat(result[0]))
@@ -34,16 +36,12 @@ def peak_loop(loops, out, workers):
 
 def measure_peak(runs: int = 5) -> float:
     """Return GFLOP/s of a loop that touches registers only, on as many threads as kernels use (median of `runs`)."""
-    workers = kernels.threads()
+    workers = threads()
     out = np.zeros(workers, np.float32)
     seconds = []
-    peak_loop(1, out.ctypes.data, workers)
+    _peak_loop(1, out.ctypes.data, workers)
     for _ in range(runs):
         start = time.perf_counter()
-        peak_loop(_LOOPS, out.ctypes.data, workers)
+        _peak_loop(_LOOPS, out.ctypes.data, workers)
         seconds.append(time.perf_counter() - start)
     return 2 * LANES * _CHAINS * _LOOPS * workers / statistics.median(seconds) / 1e9
-
-
-if __name__ == "__main__":
-    print(f"{measure_peak():.0f} GFLOP/s on {kernels.threads()} threads")
