@@ -54,20 +54,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--size", type=int, default=512, help="pixels on each side")
+    parser.add_argument("--batch", type=int, default=2, help="of the UNet")
     parser.add_argument("--weights", choices=["auto", "mmap", "packed"], default="auto")
     arguments = parser.parse_args()
 
     pipe = StableDiffusionPipeline.from_pretrained(arguments.folder, weights=arguments.weights)
     for index, total, name in kernels.warmup():
         print(f"compiling kernel {index + 1} of {total}: {name}")
+    with kernels.reuse():  # as the pipeline does for a whole picture
+        measure(pipe, arguments)
+
+
+def measure(pipe: StableDiffusionPipeline, arguments: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     side = arguments.size // pipe.vae.factor
-    latents = random.standard_normal((2, 4, side, side), np.float32)
+    latents = random.standard_normal((arguments.batch, 4, side, side), np.float32)
     ids = pipe.tokenizer(["a cat on a beach", ""])
-    context = pipe.unet.encode_context(pipe.text_encoder(ids))
+    text = pipe.text_encoder(ids)
+    context = pipe.unet.encode_context(text[np.arange(arguments.batch) % 2])
     work = {
         "text encoder, 2x77": lambda: pipe.text_encoder(ids),
-        f"UNet pass, {arguments.size} px, batch 2": lambda: pipe.unet(latents, 500, context),
+        f"UNet pass, {arguments.size} px, batch {arguments.batch}": lambda: pipe.unet(latents, 500, context),
         f"VAE decode to {arguments.size} px": lambda: pipe.vae.decode(latents[:1]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}

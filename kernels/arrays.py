@@ -59,6 +59,22 @@ def check_shape(name: str, array: np.ndarray, expected: Sequence[int]) -> None:
         raise ValueError(f"{name}: found shape {array.shape}, expected {tuple(expected)}")
 
 
+def check_parts(x: np.ndarray | tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Return the arrays that are read as one, concatenated along the last axis, or raise."""
+    if not isinstance(x, tuple):
+        check_array("x", x)
+        return (x,)
+    if not x:
+        raise ValueError("x: found an empty tuple, expected one or more arrays")
+    for part in x:
+        check_array("x", part)
+        if part.shape[:-1] != x[0].shape[:-1]:
+            raise ValueError(f"x: found shapes {x[0].shape} and {part.shape}, expected the same but for the last axis")
+        if not part.shape[-1]:
+            raise ValueError(f"x: found shape {part.shape}, expected at least one channel in each of several arrays")
+    return x
+
+
 def output(
     out: np.ndarray | None, shape: Sequence[int], *inputs: np.ndarray | None, same: np.ndarray | None = None
 ) -> np.ndarray:

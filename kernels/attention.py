@@ -11,6 +11,10 @@ Everything is transposed: a panel of ``WIDTH`` queries lies along the vector lan
 are products of rows of k, and of columns of v, with panels (`kernels.product`): keys and values are read where they
 are, unpacked; the softmax runs down the panel without a sum across lanes; and no size but the last few queries is
 padded, be it 77 keys or heads of 40 channels.
+
+The peak that is subtracted from a query's scores need not be their maximum: any number not far below serves. So a block
+after the first keeps the peaks that it finds and makes its weights out of scores that are still in registers; if one of
+them grows too large, the block is done again, and that query's peak moves.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_array, output
-from kernels.jit import inline, kernel, threads
+from kernels.jit import inline, inline_exact, kernel, threads
 from kernels.memory import scratch
 from kernels.packing import pack_columns
 from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import (
     FLOAT32,
     LANES,
+    choose,
     exp2,
     float_pointer,
     highest,
@@ -36,13 +41,19 @@ from kernels.simd import (
     load_transposed,
     maximum,
     next_task,
+    row_addresses,
     splat,
     store,
+    tile_fma,
     tile_scatter,
+    tile_store,
+    tile_weights,
+    tile_zero,
 )
 
+_HUGE = np.float32(2.0**24)  # the sum of a block's weights from which on the peak moves
 _PANELS = 2  # panels of queries of a task, at most: they share the keys and values that they bring into the cache
-_KEYS = 128  # keys of a block, at most
+_KEYS = 126  # keys of a block, at most; a multiple of six
 _MASKED = np.float32(-np.inf)
 
 
@@ -73,9 +84,43 @@ def _mask(scores, key0, keys, query0):
             row[j] = _MASKED
 
 
+@inline_exact
+def _weigh(key_rows, queries, scores, keys, d, peaks, added):
+    """Make the weights of a multiple of six keys for a whole panel of queries, with known peaks; add up their sums."""
+    for i in range(0, keys, SIX):
+        addresses = row_addresses(key_rows + 8 * i, SIX)
+        acc = tile_zero(SIX, VECTORS)
+        offset, panel = 0, queries
+        for _ in range(d // 2):
+            acc = tile_fma(acc, addresses, offset, panel)
+            acc = tile_fma(acc, addresses, offset + 4, panel + STRIDE)
+            offset += 8
+            panel += 2 * STRIDE
+        if d % 2:
+            acc = tile_fma(acc, addresses, offset, panel)
+        tile_store(tile_weights(acc, peaks, added), scores + i * STRIDE, STRIDE)
+
+
 @inline
-def _softmax(scores, keys, peak, norm, sums, d):
-    """Turn one vector's scores into 2**(score - peak); update the running peak and norm, and rescale the sums."""
+def _settle(added, norm):
+    """Add a block's sums of weights to the norms and return True; or False if one is too large, or NaN."""
+    one, zero = splat(np.float32(1)), splat(np.float32(0))
+    bad = zero
+    for j in range(0, STRIDE, LANES * 4):
+        bad = maximum(bad, choose(load(added + j), splat(_HUGE), zero, one))
+    if highest(bad) > 0:
+        return False
+    for j in range(0, STRIDE, LANES * 4):
+        store(norm + j, load(norm + j) + load(added + j))
+    return True
+
+
+@inline_exact
+def _softmax(scores, keys, peak, norm, sums, d, kept):
+    """Turn one vector's scores into 2**(score - peak); update the running peak and norm, and rescale the sums.
+
+    Where the vector at the address `kept` is not huge, or NaN, the peak stays.
+    """
     old = load(peak)
     top, top1, top2, top3 = old, old, old, old
     i = 0
@@ -89,7 +134,7 @@ def _softmax(scores, keys, peak, norm, sums, d):
     while i < keys:
         top = maximum(load(scores + i * STRIDE), top)
         i += 1
-    new = maximum(maximum(top, top1), maximum(top2, top3))
+    new = choose(load(kept), splat(_HUGE), old, maximum(maximum(top, top1), maximum(top2, top3)))
     store(peak, new)
     zero = splat(np.float32(0))
     added = zero
@@ -135,9 +180,9 @@ def _attend(
 ):
     """Attention of groups of `group` panels of queries.
 
-    A worker's buffer holds panels of queries (d rows each), scores (key_block rows), sums (d rows a panel), and the
-    running peaks and norms (a row a panel each); scores and sums have some rows more, as `product_rows` and `_write`
-    demand.
+    A worker's buffer holds panels of queries (d rows each), scores (key_block rows), sums (d rows a panel), the running
+    peaks and norms (a row a panel each), and a row for a block's sums of weights; scores and sums have some rows more,
+    as `product_rows` and `_write` demand.
     """
     d, stride = c // heads, c * 4
     sum_rows = (d + LANES - 1) // LANES * LANES + SIX
@@ -148,6 +193,7 @@ def _attend(
         sums = scores + (key_block + SIX) * STRIDE
         peaks = sums + group * sum_rows * STRIDE
         norms = peaks + group * STRIDE
+        added = norms + group * STRIDE
         key_rows = np.empty(key_block + SIX, np.int64)
         value_rows = np.empty(d + SIX, np.int64)
         table = np.empty(LANES, np.int64)
@@ -179,15 +225,22 @@ def _attend(
                     keys = min(count, query + WIDTH - key0) if causal else count
                     if keys <= 0:
                         continue
-                    product_rows(
-                        key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True,
-                        scores, 0, 0,
-                    )  # fmt: skip
-                    if causal:
-                        _mask(scores, key0, keys, query)
-                    total = sums + p * sum_rows * STRIDE
-                    for j in range(0, vectors * LANES * 4, LANES * 4):
-                        _softmax(scores + j, keys, peaks + p * STRIDE + j, norms + p * STRIDE + j, total + j, d)
+                    total, peak, norm = sums + p * sum_rows * STRIDE, peaks + p * STRIDE, norms + p * STRIDE
+                    settled = False
+                    _fill(added, STRIDE, _HUGE)
+                    if key0 and not causal and keys % SIX == 0 and vectors == VECTORS:
+                        _fill(added, STRIDE, np.float32(0))
+                        _weigh(key_rows.ctypes.data, queries + p * d * STRIDE, scores, keys, d, peak, added)
+                        settled = _settle(added, norm)
+                    if not settled:
+                        product_rows(
+                            key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True,
+                            scores, 0, 0,
+                        )  # fmt: skip
+                        if causal:
+                            _mask(scores, key0, keys, query)
+                        for j in range(0, vectors * LANES * 4, LANES * 4):
+                            _softmax(scores + j, keys, peak + j, norm + j, total + j, d, added + j)
                     product_rows(
                         value_rows.ctypes.data, 0, stride, scores, total, d, keys, vectors, False, scores, 0, 0
                     )
@@ -247,9 +300,11 @@ def attention(
         return out
     d, workers = c // heads, threads()
     group = min(_PANELS, math.ceil(tq / WIDTH))
-    key_block = min(_KEYS, tk)
+    key_block = math.ceil(tk / math.ceil(tk / _KEYS))
+    if key_block < tk:
+        key_block += -key_block % SIX
     sum_rows = math.ceil(d / LANES) * LANES + SIX
-    buffer_floats = (group * (d + sum_rows + 2) + key_block + SIX) * WIDTH
+    buffer_floats = (group * (d + sum_rows + 2) + key_block + SIX + 1) * WIDTH
     _attend(
         address(q), address(k), address(v), address(out), n, tq, tk, c, heads, int(causal),
         group, math.ceil(tq / (group * WIDTH)), key_block, address(_channel_offsets(d)),

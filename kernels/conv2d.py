@@ -97,7 +97,7 @@ def conv2d(
     if b is not None:
         check_array("b", b, (1, 2))
         check_shape("b", b, (c_out,) if b.ndim == 1 else (x.shape[0], c_out))
-    out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, x, w, b)
+    out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, w, x, b)
     chosen = _choose(algorithm, x.shape[3], c_out, geometry)
     if not out.size:
         return out

@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.activations import FUNCTIONS, activate, gelu_scalar
-from kernels.arrays import address, check_array, check_shape, check_weight, output
+from kernels.arrays import address, check_array, check_parts, check_shape, check_weight, output
 from kernels.jit import inline, kernel, threads
 from kernels.memory import scratch
 from kernels.packing import (
@@ -121,18 +121,21 @@ def _address_rows(table, x, zeros, height, width, pixel_bytes, row0, rows, out_h
         table[i] = zeros
 
 
-@kernel(32)
+@kernel(33)
 def _multiply(
     x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    w, kind, panels, chunk, offsets,
+    w, kind, panels, row_channels, chunk, offsets,
     out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, add,
     row_block, row_blocks, panel_count, buffers, buffer_bytes, workers,
 ):  # fmt: skip
-    """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed."""
+    """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed.
+
+    The weight is for `channels` of the `row_channels` that its rows have, from where `w` or `panels` points to.
+    """
     taps, pixels = kh * kw, images * out_h * out_w
     out_columns = c_out // 2 if gated else c_out
     panel_columns = WIDTH // 2 if gated else WIDTH
-    stored_bytes = channels * taps * (4 if kind == FLOAT32 else 2)
+    row_bytes = row_channels * taps * (4 if kind == FLOAT32 else 2)
     tasks = row_blocks * panel_count
     counter = np.zeros(1, np.int64)
     for worker in prange(workers):
@@ -147,16 +150,16 @@ def _multiply(
             rows = min(row_block, pixels - row0)
             columns = min(panel_columns, out_columns - panel * panel_columns)
             vectors = VECTORS if gated else (columns + LANES - 1) // LANES
-            source = panels + panel * channels * taps * STRIDE
+            source = panels + panel * row_channels * taps * STRIDE
             ahead, ahead_end, gap = block, block, 0
             if not panels:
                 source = buffers + worker * buffer_bytes
-                pack_panel(w, kind, c_out, channels * taps, gated, offsets, panel, source)
+                pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, source)
                 if following < tasks and panel_count > 1:
                     later = following % panel_count
-                    ahead = w + later * panel_columns * stored_bytes
-                    ahead_end = ahead + min(panel_columns, out_columns - later * panel_columns) * stored_bytes
-                    gap = out_columns * stored_bytes if gated else 0  # a gated panel has rows in two places
+                    ahead = w + later * panel_columns * row_bytes
+                    ahead_end = ahead + min(panel_columns, out_columns - later * panel_columns) * row_bytes
+                    gap = out_columns * row_bytes if gated else 0  # a gated panel has rows in two places
             blocks = (rows + _ROWS - 1) // _ROWS
             most = (rows + blocks - 1) // blocks
             most += most % 2  # any even number of rows from 4 on is made of sixes and fours
@@ -222,6 +225,7 @@ def multiply(
     geometry: Geometry,
     accumulate: bool,
     activation: str | None = None,
+    first: int = 0,
 ) -> None:
     """Convolve x (..., c_in) with w into out (..., c_out); every argument has been checked by the caller.
 
@@ -239,16 +243,19 @@ def multiply(
         Add to what out holds instead of overwriting it.
     activation : str or None
         Function of the sums and the bias, a key of `kernels.activations.FUNCTIONS` or ``geglu``, before they are added.
+    first : int
+        Which of w's input channels is the first of x; x may have fewer than w if there is one tap.
     """
     g, channels, c_out, gated = geometry, x.shape[-1], w.shape[0], activation == "geglu"
-    taps, workers, panels = g.kh * g.kw, threads(), panel_count(c_out, gated)
+    taps, workers, panels, chunk = g.kh * g.kw, threads(), panel_count(c_out, gated), chunk_size(channels, g.kh * g.kw)
     buffer_floats = taps * channels * WIDTH
     if isinstance(w, PackedWeight):
-        weight = 0, 0, address(w.panels), chunk_size(channels, taps), 0
+        weight = 0, 0, address(w.panels) + first * STRIDE, w.shape[1], chunk, 0
         buffers = 0
     else:
         offsets = pack_offsets(channels, taps)
-        weight = address(w), check_weight("w", w, w.ndim), 0, chunk_size(channels, taps), address(offsets)
+        where = address(w) + first * w.itemsize
+        weight = where, check_weight("w", w, w.ndim), 0, w.shape[1], chunk, address(offsets)
         buffers = address(scratch.take("weights", workers * buffer_floats))
     blank = zeros(channels)
     _multiply(
@@ -304,7 +311,7 @@ def pack_linear(w: np.ndarray, *, gated: bool = False) -> PackedWeight:
 
 
 def linear(
-    x: np.ndarray,
+    x: np.ndarray | tuple[np.ndarray, ...],
     w: np.ndarray | PackedWeight,
     b: np.ndarray | None = None,
     *,
@@ -316,14 +323,15 @@ def linear(
 
     Parameters
     ----------
-    x : ndarray
-        Float32 ``(..., k)``, C-contiguous.
+    x : ndarray or tuple of ndarray
+        Float32 ``(..., k)``, C-contiguous. Several are read as if concatenated along their last axis, without a copy.
     w : ndarray or PackedWeight
         ``(n, k)`` as checkpoints store it: float32, float16, or uint16 that holds bfloat16 bits.
     b : ndarray, optional
         Float32 ``(n,)``.
     activation : {"silu", "gelu", "gelu_tanh", "quick_gelu", "geglu"}, optional
-        Applied while the result is in cache. ``geglu`` halves the width, as the function `geglu` does.
+        Applied while the result is in cache. ``geglu`` halves the width, as the function `geglu` does. Not for several
+        x.
     out : ndarray, optional
         Float32 ``(..., n)`` to write to (``(..., n / 2)`` with ``geglu``).
     accumulate : bool
@@ -339,20 +347,24 @@ def linear(
     TypeError, ValueError
         If a dtype, shape or layout is not as above.
     """
-    check_array("x", x)
+    parts = check_parts(x)
+    rows, k = parts[0].shape[:-1], sum(part.shape[-1] for part in parts)
     if not isinstance(w, PackedWeight):
         check_weight("w", w, 2)
-    if len(w.shape) != 2 or w.shape[1] != x.shape[-1]:
-        raise ValueError(f"w: found shape {w.shape} for x {x.shape}, expected (n, {x.shape[-1]})")
+    if len(w.shape) != 2 or w.shape[1] != k:
+        raise ValueError(f"w: found shape {w.shape} for x {(*rows, k)}, expected (n, {k})")
     n = w.shape[0]
     check_activation(activation, w)
+    if activation is not None and len(parts) > 1:
+        raise ValueError(f"activation: found {activation!r} for {len(parts)} x, expected None")
     if b is not None:
         check_shape("b", b, (n,))
     columns = n // 2 if activation == "geglu" else n
-    out = result(out, (*x.shape[:-1], columns), accumulate, x, w, b)
-    rows = math.prod(x.shape[:-1])
-    if out.size:
-        multiply(x, w, b, out, Geometry(1, rows, 1, rows, 1), accumulate, activation)
+    out = result(out, (*rows, columns), accumulate, w, b, *parts)
+    geometry, first = Geometry(1, math.prod(rows), 1, math.prod(rows), 1), 0
+    for part in parts if out.size else ():
+        multiply(part, w, None if first else b, out, geometry, accumulate or first > 0, activation, first)
+        first += part.shape[-1]
     return out
 
 
@@ -371,14 +383,13 @@ def result(
     out: np.ndarray | None,
     shape: tuple[int, ...],
     accumulate: bool,
-    x: np.ndarray,
     w: np.ndarray | PackedWeight,
-    b: np.ndarray | None,
+    *inputs: np.ndarray | None,
 ) -> np.ndarray:
     """Return the array to write to: `out`, checked, or a new one."""
     if accumulate and out is None:
         raise ValueError("out: found None, expected the array to add to, because accumulate is true")
-    return output(out, shape, x, w.panels if isinstance(w, PackedWeight) else w, b)
+    return output(out, shape, w.panels if isinstance(w, PackedWeight) else w, *inputs)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -188,7 +188,8 @@ def kernel(arity: int) -> Callable[[Callable[..., None]], Kernel]:
     return wrap
 
 
-inline = numba.njit(error_model="numpy")
+inline = numba.njit(error_model="numpy")  # takes over the caller's `FAST`
+inline_exact = numba.njit(fastmath=False, error_model="numpy")
 inline_fast = numba.njit(fastmath=FAST, error_model="numpy")
 
 

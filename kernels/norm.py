@@ -13,38 +13,50 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.activations import copy_row, silu_scalar
-from kernels.arrays import address, check_array, check_shape, output
-from kernels.jit import kernel
+from kernels.arrays import address, check_array, check_parts, check_shape, output
+from kernels.jit import inline, kernel
 from kernels.simd import double_pointer, float_pointer
 
 _BLOCKS = 16  # blocks of pixels of an image, at most
 _RUN = 64  # pixels that are summed in float32 before they go into a float64 sum
 
 
-@kernel(12)
-def _group_norm(x, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, sums):
-    """`eps` is the address of a float64; `sums` the address of (n, blocks, 3, c) float64 of scratch memory."""
+@inline
+def _sum_pixels(x, first, last, c, part):
+    """Sum channels c of the pixels first .. last of x, and their squares, about the first one, which goes there too."""
+    run = np.empty((2, c), np.float32)
+    origin = carray(float_pointer(x + first * c * 4), c)
+    for j in range(c):
+        part[0, j] = 0
+        part[1, j] = 0
+        part[2, j] = origin[j]
+    for start in range(first, last, _RUN):
+        run[:] = 0
+        for p in range(start, min(start + _RUN, last)):
+            row = carray(float_pointer(x + p * c * 4), c)
+            for j in range(c):
+                d = row[j] - origin[j]
+                run[0, j] += d
+                run[1, j] += d * d
+        for j in range(c):
+            part[0, j] += run[0, j]
+            part[1, j] += run[1, j]
+
+
+@kernel(14)
+def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, sums):
+    """Normalise the channels of x followed by those of y.
+
+    `eps` is the address of a float64; `sums` the address of (n, blocks, 3, c) float64 of scratch memory.
+    """
+    y_channels = c - x_channels
     for task in prange(n * blocks):
         first, last = pixels * (task % blocks) // blocks, pixels * (task % blocks + 1) // blocks
-        image = x + task // blocks * pixels * c * 4
+        before = task // blocks * pixels * 4
         part = carray(double_pointer(sums + task * 3 * c * 8), (3, c))
-        run = np.empty((2, c), np.float32)
-        origin = carray(float_pointer(image + first * c * 4), c)
-        for j in range(c):
-            part[0, j] = 0
-            part[1, j] = 0
-            part[2, j] = origin[j]
-        for start in range(first, last, _RUN):
-            run[:] = 0
-            for p in range(start, min(start + _RUN, last)):
-                row = carray(float_pointer(image + p * c * 4), c)
-                for j in range(c):
-                    d = row[j] - origin[j]
-                    run[0, j] += d
-                    run[1, j] += d * d
-            for j in range(c):
-                part[0, j] += run[0, j]
-                part[1, j] += run[1, j]
+        _sum_pixels(x + before * x_channels, first, last, x_channels, part[:, :x_channels])
+        if y_channels:
+            _sum_pixels(y + before * y_channels, first, last, y_channels, part[:, x_channels:])
 
     width = c // groups
     gain = carray(float_pointer(weight), c)
@@ -75,7 +87,11 @@ def _group_norm(x, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, s
         first, last = pixels * (task % blocks) // blocks, pixels * (task % blocks + 1) // blocks
         i = task // blocks
         for p in range(first, last):
-            row = copy_row(x + (i * pixels + p) * c * 4, out + (i * pixels + p) * c * 4, c)
+            pixel = (i * pixels + p) * 4
+            copy_row(x + pixel * x_channels, out + pixel * c, x_channels)
+            if y_channels:
+                copy_row(y + pixel * y_channels, out + pixel * c + x_channels * 4, y_channels)
+            row = carray(float_pointer(out + pixel * c), c)
             if silu:
                 for j in range(c):
                     row[j] = silu_scalar(row[j] * factors[i, 0, j] + factors[i, 1, j])
@@ -85,7 +101,7 @@ def _group_norm(x, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, s
 
 
 def group_norm(
-    x: np.ndarray,
+    x: np.ndarray | tuple[np.ndarray, ...],
     groups: int,
     weight: np.ndarray,
     bias: np.ndarray,
@@ -98,8 +114,9 @@ def group_norm(
 
     Parameters
     ----------
-    x : ndarray
+    x : ndarray or tuple of two ndarray
         Float32 ``(n, ..., c)``, at least three dimensions, C-contiguous; statistics are over all but n and the group.
+        Two are read as if concatenated along their last axis, without a copy.
     groups : int
         Number of groups; divides c.
     weight, bias : ndarray
@@ -109,7 +126,7 @@ def group_norm(
     silu : bool
         Apply ``y * sigmoid(y)`` to the result.
     out : ndarray, optional
-        Float32 of the shape of x to write to; may be x itself.
+        Float32 of the shape of x to write to; may be x itself, if that is one array.
 
     Returns
     -------
@@ -121,23 +138,27 @@ def group_norm(
     TypeError, ValueError
         If a dtype, shape or layout is not as above.
     """
-    check_array("x", x)
-    if x.ndim < 3:
-        raise ValueError(f"x: found {x.ndim} dimensions {x.shape}, expected at least 3: (n, ..., c)")
-    n, c = x.shape[0], x.shape[-1]
+    parts = check_parts(x)
+    if len(parts) > 2:
+        raise ValueError(f"x: found {len(parts)} arrays, expected one or two")
+    first, c = parts[0], sum(part.shape[-1] for part in parts)
+    if first.ndim < 3:
+        raise ValueError(f"x: found {first.ndim} dimensions {first.shape}, expected at least 3: (n, ..., c)")
+    n = first.shape[0]
     if not isinstance(groups, (int, np.integer)) or groups < 1 or c % groups:
         raise ValueError(f"groups: found {groups!r} for {c} channels, expected a whole number that divides them")
     check_shape("weight", weight, (c,))
     check_shape("bias", bias, (c,))
-    out = output(out, x.shape, weight, bias, same=x)
+    one = len(parts) == 1
+    out = output(out, (*first.shape[:-1], c), weight, bias, *parts[one:], same=first if one else None)
     if not out.size:
         return out
-    pixels = math.prod(x.shape[1:-1])
+    pixels = math.prod(first.shape[1:-1])
     blocks = min(_BLOCKS, math.ceil(pixels / 16))
     sums, epsilon = np.empty(n * blocks * 3 * c), np.array([float(eps)])
     _group_norm(
-        address(x), address(out), n, pixels, c, groups, address(weight), address(bias), address(epsilon), int(silu),
-        blocks, address(sums),
+        address(first), first.shape[-1], address(parts[-1]), address(out), n, pixels, c, groups,
+        address(weight), address(bias), address(epsilon), int(silu), blocks, address(sums),
     )  # fmt: skip
     return out
 

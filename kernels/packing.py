@@ -92,9 +92,8 @@ def first_row(panel, j, c_out, gated):
 
 
 @inline
-def pack_panel(w, kind, c_out, columns, gated, offsets, panel, target):
-    """Pack one panel of w (c_out, columns); column k goes to ``target + offsets[k]``."""
-    row_bytes = columns * (4 if kind == FLOAT32 else 2)
+def pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, target):
+    """Pack one panel of w (c_out, columns), whose rows lie `row_bytes` apart; column k goes to target + offsets[k]."""
     for j in range(VECTORS):
         first, rows = first_row(panel, j, c_out, gated)
         pack_columns(w + first * row_bytes, row_bytes, kind, rows, columns, offsets, target + j * LANES * 4)
@@ -103,8 +102,9 @@ def pack_panel(w, kind, c_out, columns, gated, offsets, panel, target):
 @kernel(8)
 def _pack(w, kind, c_out, columns, gated, offsets, panels, panel_count):
     """Pack all of w (c_out, columns)."""
+    row_bytes = columns * (4 if kind == FLOAT32 else 2)
     for panel in prange(panel_count):
-        pack_panel(w, kind, c_out, columns, gated, offsets, panel, panels + panel * columns * STRIDE)
+        pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, panels + panel * columns * STRIDE)
 
 
 @kernel(6)

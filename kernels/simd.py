@@ -71,7 +71,7 @@ def _load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type) -> ir.Value:
     return builder.load(pointer, align=4, typ=kind)
 
 
-def _constant(value: float) -> ir.Constant:
+def _constant(value: float | np.floating) -> ir.Constant:
     return ir.Constant(_vec, [float(np.float32(value))] * LANES)
 
 
@@ -208,6 +208,17 @@ def _exp2_coefficients() -> Sequence[float]:
 EXP2_COEFFICIENTS = tuple(np.float32(c) for c in _exp2_coefficients())
 
 
+def _exp2(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    x = _maximum(builder, _constant(-126.0), x)  # in this order NaN passes
+    whole = _call(builder, "rint", x)
+    rest = builder.fsub(x, whole)
+    value = _constant(EXP2_COEFFICIENTS[-1])
+    for c in EXP2_COEFFICIENTS[-2::-1]:
+        value = _fma(builder, value, rest, _constant(c))
+    exponent = builder.shl(builder.fptosi(whole, _ivec), _icon(23))
+    return builder.bitcast(builder.add(builder.bitcast(value, _ivec), exponent), _vec)
+
+
 @intrinsic
 def exp2(typingctx, v):
     """``exp2(vector)``: round to an integer, polynomial on the rest, add the integer to the exponent.
@@ -216,16 +227,19 @@ def exp2(typingctx, v):
     """
 
     def codegen(context, builder, sig, args):
-        x = _maximum(builder, _constant(-126.0), args[0])  # in this order NaN passes
-        whole = _call(builder, "rint", x)
-        rest = builder.fsub(x, whole)
-        value = _constant(EXP2_COEFFICIENTS[-1])
-        for c in EXP2_COEFFICIENTS[-2::-1]:
-            value = _fma(builder, value, rest, _constant(c))
-        exponent = builder.shl(builder.fptosi(whole, _ivec), _icon(23))
-        return builder.bitcast(builder.add(builder.bitcast(value, _ivec), exponent), _vec)
+        return _exp2(builder, args[0])
 
     return vector(vector), codegen
+
+
+@intrinsic
+def choose(typingctx, a, b, x, y):
+    """``choose(a, b, x, y)``: x where ``a < b``, else y, lane by lane."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return vector(vector, vector, vector, vector), codegen
 
 
 for _op, _method in (
@@ -390,6 +404,29 @@ def tile_add(typingctx, tile, value):
         return _assemble(builder, [builder.fadd(a, b) for a, b in zip(members, others, strict=True)])
 
     return tile(tile, value), codegen
+
+
+@intrinsic
+def tile_weights(typingctx, tile, peaks, sums):
+    """``tile_weights(tile, peaks, sums)``: 2**(x - peak), but at most 2**126, of each x of the tile.
+
+    Each column of vectors has its vector of peaks, and of sums of the results, at those addresses. NaN stays NaN.
+    """
+
+    def codegen(context, builder, sig, args):
+        members, high = list(_members(builder, args[0])), _constant(126.0)
+        for j in range(tile.vectors):
+            peak, where = (_pointer(builder, address, 4 * LANES * j) for address in args[1:])
+            peak, total = _load(builder, peak, _vec), _load(builder, where, _vec)
+            for i in range(j, len(members), tile.vectors):
+                x = builder.fsub(members[i], peak)
+                x = builder.select(builder.fcmp_ordered("<", high, x), high, x)
+                members[i] = _exp2(builder, x)
+                total = builder.fadd(total, members[i])
+            builder.store(total, where, align=4)
+        return _assemble(builder, members)
+
+    return tile(tile, types.intp, types.intp), codegen
 
 
 def make_transform(left: np.ndarray, right: np.ndarray | None = None):

@@ -17,6 +17,7 @@ import kernels
 
 from .errors import InputError
 
+Parts = np.ndarray | tuple[np.ndarray, ...]  # one array, or several as if concatenated along their last axis
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -67,7 +68,7 @@ class Linear:
         self.activation = activation
         self.bias = take_vector(weights, f"{prefix}.bias", n) if bias else None
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None, accumulate: bool = False) -> np.ndarray:
+    def __call__(self, x: Parts, *, out: np.ndarray | None = None, accumulate: bool = False) -> np.ndarray:
         """Apply the layer; ``accumulate`` adds the result to ``out``."""
         return kernels.linear(x, self.weight, self.bias, activation=self.activation, out=out, accumulate=accumulate)
 
@@ -124,7 +125,7 @@ class Conv2d:
 
 
 class GroupNorm:
-    """Group normalisation over ``x (n, h, w, c)`` or ``(n, t, c)``, followed by SiLU if ``silu``."""
+    """Group normalisation over ``x (n, h, w, c)`` or ``(n, t, c)``, or a pair of them, then SiLU if ``silu``."""
 
     def __init__(
         self, weights: WeightSource, prefix: str, groups: int, c: int, eps: float = 1e-5, silu: bool = False
@@ -133,7 +134,7 @@ class GroupNorm:
         self.bias = take_vector(weights, f"{prefix}.bias", c)
         self.groups, self.eps, self.silu = groups, eps, silu
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, x: Parts, *, out: np.ndarray | None = None) -> np.ndarray:
         """Apply the layer; ``out`` may be ``x`` itself."""
         return kernels.group_norm(x, self.groups, self.weight, self.bias, self.eps, self.silu, out=out)
 

@@ -24,8 +24,8 @@ class Row:
     gflop: float = 0.0
 
 
-def _linear(_: np.ndarray, x: np.ndarray, w: Any, *__: Any, **___: Any) -> tuple[str, float]:
-    return "linear", 2 * x.size * w.shape[0]
+def _linear(result: np.ndarray, _: Any, w: Any, *__: Any, **___: Any) -> tuple[str, float]:
+    return "linear", 2 * result.size // result.shape[-1] * math.prod(w.shape)
 
 
 def _conv2d(result: np.ndarray, x: np.ndarray, w: Any, *_: Any, **__: Any) -> tuple[str, float]:

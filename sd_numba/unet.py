@@ -20,7 +20,7 @@ import numpy as np
 import kernels
 
 from .errors import InputError
-from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Padding, WeightSource, to_nchw, to_nhwc
+from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Padding, Parts, WeightSource, to_nchw, to_nhwc
 from .unet_config import UNetConfig
 
 __all__ = ["EncodedContext", "UNet", "UNetConfig", "timestep_embedding"]
@@ -83,7 +83,7 @@ class ResnetBlock:
         same = c_in == c_out
         self.conv_shortcut = None if same else Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True)
 
-    def __call__(self, x: np.ndarray, time: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Parts, time: np.ndarray) -> np.ndarray:
         """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)`` and ``time (n, c_time)``; ``x`` stays as it is."""
         normed = self.norm1(x)
         h = self.conv1(normed, bias=self.time_emb_proj(time) + self.conv1.bias)
@@ -265,7 +265,7 @@ class UpBlock:
     def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray]) -> np.ndarray:
         """Give the level's output, as large as the next of the ``skips``, which are taken from the end."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = resnet(np.concatenate([x, skips.pop()], axis=-1), time)
+            x = resnet((x, skips.pop()), time)
             if attention is not None:
                 x = attention(x, context)
         return x if self.upsample is None else self.upsample(x, *skips[-1].shape[1:3])

@@ -1,9 +1,12 @@
 """attention against its NumPy twin."""
 
+import math
+
 import numpy as np
 import pytest
 
 import kernels
+from kernels.product import WIDTH
 from tests import reference
 from tests.kernels.common import assert_close, assert_same_bits, assert_same_on_any_threads, fenced, misaligned, normal
 
@@ -65,12 +68,26 @@ def test_equal_scores_average_the_values(score):
 
 
 def test_keys_in_rising_order():
-    """The running maximum moves with every block of keys; scores of 170 are off by 1e-5."""
+    """The peak has to move, for a whole panel of queries or less; scores of 170 are off by 1e-5."""
     tk = 1600
-    q, v = np.ones((1, 6, 8), np.float32), normal(2, 1, tk, 8)
+    q, v = np.ones((1, WIDTH + 6, 8), np.float32), normal(2, 1, tk, 8)
     k = np.linspace(-60, 60, tk, dtype=np.float32).reshape(1, tk, 1).repeat(8, 2)
     for keys in (k, k[:, ::-1].copy()):
         assert_close(kernels.attention(q, keys, v, 1), reference.attention(q, keys, v, 1), 6e-5)
+
+
+@pytest.mark.parametrize("score", [15, 25, 90, 1e4, 1e30])
+def test_a_late_key_that_outshines_the_others(score):
+    """It moves the peak of its query; what becomes of the other queries of the panel does not depend on that."""
+    q, k, v = qkv(1, WIDTH, 600, 1, 8)
+    clean = kernels.attention(q, k, v, 1)
+    q[0, :, 0], k[0, :, 0], k[0, 500, 0] = 0, 0, 1
+    without = kernels.attention(q, k, v, 1)
+    q[0, 5, 0] = score * math.sqrt(8)
+    found = kernels.attention(q, k, v, 1)
+    assert_close(found, reference.attention(q, k, v, 1), TOLERANCE)
+    assert_same_bits(np.delete(found, 5, 1), np.delete(without, 5, 1))
+    assert np.abs(found - clean).max() > 0.1
 
 
 @pytest.mark.parametrize(("shape", "causal"), [((1, 150, 77, 2, 12), False), ((2, 600, 600, 1, 40), True)])
@@ -95,9 +112,10 @@ def test_inputs_at_any_address(offset):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tk", [1, 13, 600])
-def test_special_values_are_not_lost(bad, tk):
+@pytest.mark.parametrize("tq", [10, WIDTH + 6])
+def test_special_values_are_not_lost(bad, tk, tq):
     """A bad query spoils its row, a bad key and a bad value what they reach; other heads and images stay the same."""
-    q, k, v = qkv(2, 10, tk, 2, 8)
+    q, k, v = qkv(2, tq, tk, 2, 8)
     clean = kernels.attention(q, k, v, 2)
     token = tk // 2
 
@@ -119,7 +137,7 @@ def test_special_values_are_not_lost(bad, tk):
     spoiled = v.copy()
     spoiled[1, token, 3] = bad
     found = kernels.attention(q, k, spoiled, 2)
-    np.testing.assert_array_equal(found[1, :, 3], np.full(10, bad, np.float32))
+    np.testing.assert_array_equal(found[1, :, 3], np.full(tq, bad, np.float32))
     found[1, :, 3] = clean[1, :, 3]
     assert_same_bits(found, clean)
 

@@ -6,6 +6,7 @@ import pytest
 import kernels
 from kernels import gemm
 from kernels.product import WIDTH
+from kernels.simd import LANES
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -286,3 +287,38 @@ def test_matmul_refuses(case):
 def test_pack_linear_refuses(error, w):
     with pytest.raises(error, match=r"^w: .*expected"):
         kernels.pack_linear(w)
+
+
+# --- several inputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", STORED)
+@pytest.mark.parametrize("widths", [(1, 1), (5, 3), (LANES, 7), (320, 640), (700, 1, 33)])
+def test_several_inputs_are_one(how, widths):
+    x, w, b = normal(0, 2, 7, sum(widths)), store(normal(1, 70, sum(widths)), how), normal(2, 70)
+    parts = tuple(np.ascontiguousarray(part) for part in np.split(x, np.cumsum(widths)[:-1], axis=-1))
+    expected, tolerance = reference.linear(x, w, b), product_tolerance(sum(widths))
+    for weight in (w, kernels.pack_linear(w)):
+        assert_close(kernels.linear(parts, weight, b), expected, tolerance)
+        assert_same_on_any_threads(lambda weight=weight: kernels.linear(parts, weight, b))
+        with fenced(2, 7, 70, fill=3) as out:
+            kernels.linear(parts, weight, b, out=out, accumulate=True)
+            assert_close(out, expected + 3, tolerance)
+
+
+def test_several_inputs_that_do_not_fit():
+    a, b, w = normal(0, 3, 4), normal(1, 3, 5), normal(2, 6, 9)
+    for x, message in (
+        ((), "empty tuple"),
+        ((a, normal(0, 2, 5)), "the same but for the last axis"),
+        ((a, b, b), r"w: found shape \(6, 9\) for x \(3, 14\)"),
+        ((a, normal(0, 3, 0)), "at least one channel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.linear(x, w)
+    with pytest.raises(TypeError, match="float32"):
+        kernels.linear((a, b.astype(np.float64)), w)
+    with pytest.raises(ValueError, match="activation"):
+        kernels.linear((a, b), w, activation="silu")
+    with pytest.raises(ValueError, match="memory"):
+        kernels.linear((a, normal(1, 3, 5)), normal(2, 4, 9), out=a)

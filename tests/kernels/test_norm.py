@@ -44,6 +44,35 @@ def test_group_norm_matches_twin(shape, groups, silu):
         assert_close(out, found, TOLERANCE)
 
 
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(("widths", "groups"), [((1, 1), 1), ((5, 3), 2), ((7, 33), 8), ((640, 320), 32)], ids=str)
+def test_group_norm_of_a_pair_is_that_of_the_concatenation(widths, groups, silu):
+    """Groups may have channels of both."""
+    x, weight, bias = normal(0, 2, 5, 7, sum(widths)), normal(1, sum(widths)), normal(2, sum(widths))
+    pair = tuple(np.ascontiguousarray(part) for part in np.split(x, [widths[0]], axis=-1))
+    expected = kernels.group_norm(x, groups, weight, bias, silu=silu)
+    with fenced(*x.shape) as out:
+        assert_same_bits(kernels.group_norm(pair, groups, weight, bias, silu=silu, out=out), expected)
+    assert_same_on_any_threads(lambda: kernels.group_norm(pair, groups, weight, bias, silu=silu))
+
+
+def test_group_norm_of_a_pair_that_does_not_fit():
+    a, b = normal(0, 1, 3, 4), normal(1, 1, 3, 2)
+    weight = np.ones(6, np.float32)
+    for x, message in (
+        ((a, b, b), "found 3 arrays"),
+        ((a, normal(1, 1, 2, 2)), "the same but for the last axis"),
+        ((a, normal(1, 1, 3, 3)), "channels"),
+        ((a[0], b[0]), "at least 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.group_norm(x, 2, weight, weight)
+    whole = normal(0, 18)
+    first, second = whole[:12].reshape(1, 3, 4), whole[12:].reshape(1, 3, 2)
+    with pytest.raises(ValueError, match="memory"):
+        kernels.group_norm((first, second), 2, weight, weight, out=whole.reshape(1, 3, 6))
+
+
 @pytest.mark.parametrize("mean", [10.0, 1e3, -1e4, 1e6])
 @pytest.mark.parametrize("shape", [(2, 5, 7, 12), (1, 40, 41, 12)], ids=str)
 def test_group_norm_with_a_large_mean(shape, mean):
