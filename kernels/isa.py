@@ -123,3 +123,15 @@ def physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, int(min(len(cores), _cgroup_cpus())))
+
+
+@lru_cache(maxsize=1)
+def shared_cache() -> int:
+    """Return the bytes of the largest cache that a core can use; 16 MB if the system does not tell."""
+    sizes = []
+    for size in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(int(size.read_text().strip().removesuffix("K")) << 10)
+        except (OSError, ValueError):
+            continue
+    return max(sizes, default=16 << 20)

@@ -27,6 +27,7 @@ from functools import lru_cache
 import numpy as np
 from numba import carray, prange
 
+from kernels import isa
 from kernels.arrays import address, check_weight
 from kernels.gemm import Geometry, bias_address, zeros
 from kernels.jit import inline, kernel, threads
@@ -47,7 +48,7 @@ _TILES = 24  # tiles of a block: the sums of its 36 parts, 64 channels each, are
 _CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
 _SMALL_CHUNK = 48  # and if not: 36 * 48 * 64 floats are 432 KB
 _FEW = 36  # tiles of an image up to which that is so
-_BATCH = 14 << 20  # bytes of transformed inputs at a time
+_BATCH = min(28 << 20, isa.shared_cache() * 7 // 8)  # bytes of transformed inputs at a time
 # Algorithm -> outputs of a tile a side, taps a side, and the cost of transforming a vector of filters.
 FORMS = {"winograd2": (2, 3, 90), "winograd4": (4, 3, 170), "winograd_up": (4, 2, 140)}
 _STREAM = 16 << 20  # bytes of outputs from which they go past the caches: nobody will find them there

@@ -151,3 +151,7 @@ def test_physical_cores(monkeypatch):
     monkeypatch.setattr(isa.os, "sched_getaffinity", lambda _: {1, 3})
     monkeypatch.setattr(isa, "_cgroup_cpus", lambda: float("inf"))
     assert isa.physical_cores.__wrapped__() == 1
+
+
+def test_shared_cache():
+    assert 64 << 10 <= isa.shared_cache() <= 4 << 30
