@@ -61,25 +61,35 @@ def main() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(arguments.folder, weights=arguments.weights)
     for index, total, name in kernels.warmup():
         print(f"compiling kernel {index + 1} of {total}: {name}")
+    work = make_work(pipe, arguments)
     with kernels.reuse():  # as the pipeline does for a whole picture
-        measure(pipe, arguments)
+        measure(work, arguments.runs)
+    for name, call in work.items():
+        print(f"most anonymous memory, {name}: {most_anonymous(call):.0f} MB")
 
 
-def measure(pipe: StableDiffusionPipeline, arguments: argparse.Namespace) -> None:
+def make_work(pipe: StableDiffusionPipeline, arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
     random = np.random.default_rng(0)
     side = arguments.size // pipe.vae.factor
     latents = random.standard_normal((arguments.batch, 4, side, side), np.float32)
     ids = pipe.tokenizer(["a cat on a beach", ""])
     text = pipe.text_encoder(ids)
     context = pipe.unet.encode_context(text[np.arange(arguments.batch) % 2])
-    work = {
+    work: dict[str, Callable[[], object]] = {
         "text encoder, 2x77": lambda: pipe.text_encoder(ids),
         f"UNet pass, {arguments.size} px, batch {arguments.batch}": lambda: pipe.unet(latents, 500, context),
         f"VAE decode to {arguments.size} px": lambda: pipe.vae.decode(latents[:1]),
     }
+    if arguments.batch == 2:
+        work[f"step with guidance, {arguments.size} px"] = lambda: pipe.unet(latents[:1], 500, context)
+    return work
+
+
+def measure(work: dict[str, Callable[[], object]], runs: int) -> None:
+    """Run everything once to warm up, then in turn; print the times, and the last run by kind of kernel."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     rows, peaks = {}, []
-    for run in range(arguments.runs + 1):
+    for run in range(runs + 1):
         peaks.append(measure_peak())
         for name, call in work.items():
             with profile() as rows[name]:
@@ -97,8 +107,6 @@ def measure(pipe: StableDiffusionPipeline, arguments: argparse.Namespace) -> Non
         print(f"\n{name}: median {median:.2f} s ({min(times):.2f} .. {max(times):.2f}), {share:.0f}% of peak")
         print(table(rows[name], peak))
     print(f"\nat the end: {memory()}")
-    for name, call in work.items():
-        print(f"most anonymous memory, {name}: {most_anonymous(call):.0f} MB")
 
 
 if __name__ == "__main__":

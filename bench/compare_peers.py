@@ -1,17 +1,18 @@
 """Compare our networks with PyTorch's and OpenVINO's, on the same weights, inputs and cores.
 
     pip install ".[peers]"
-    python -m bench.compare_peers FOLDER [--work text unet vae image] [--runs 3] [--write]
+    python -m bench.compare_peers FOLDER [--work text unet step vae image] [--runs 3] [--write]
 
 FOLDER is a Stable Diffusion 1.5 model; `bench/make_random_model.py` makes one with random weights. ``text`` encodes
-2x77 tokens, ``unet`` is one step with guidance (batch of two), ``vae`` decodes one picture, and ``image`` does it all,
-with our own sampler around everybody's networks. Progress goes to stderr, a Markdown section to stdout; ``--write``
+2x77 tokens, ``unet`` is a pass over two samples, ``step`` one over two copies of a sample, as each step with guidance
+needs (ours takes the sample once), ``vae`` decodes one picture, and ``image`` does it all, with our own sampler around
+everybody's networks. Progress goes to stderr, a Markdown section to stdout; ``--write``
 also puts the section into ``bench/RESULTS.md``. The exit code is 1 if results disagree or ours fails; a peer that fails
 is reported in the table.
 
 Every contestant lives in a process of its own (`bench/peers.py`), because thread pools disturb each other in one. The
 processes of one work take turns, one call each a round, while the others block on a pipe, so that a busy moment of the
-machine hits all alike. The first round warms up and compares the results. One work after the other, as all networks of
+machine hits all alike. The first round compares the results and warms up; of ``image`` it counts. One work after the other, as all networks of
 all contestants would not fit into memory.
 """
 
@@ -114,8 +115,10 @@ def compete(job: Job, names: list[str], runs: int) -> tuple[list[Contestant], li
         for contestant in contestants:
             contestant.start()
         for contestant in contestants:
-            contestant.first = contestant.ask("first", "warm-up")
-        for run in range(runs):
+            contestant.first = contestant.ask("first", "first")
+            if job.work == "image" and contestant.first is not None:
+                contestant.seconds.append(contestant.first.seconds)
+        for run in range(runs - (job.work == "image")):
             if peak := contestants[0].ask("peak"):
                 peaks.append(peak.gflop)
             for contestant in contestants:
@@ -148,7 +151,8 @@ def title(job: Job) -> str:
     """Return what a work is, in words."""
     return {
         "text": "Text encoder, 2x77 tokens",
-        "unet": f"UNet pass, {job.size} px, batch 2 (one step with guidance)",
+        "unet": f"UNet pass, {job.size} px, batch 2, two different samples",
+        "step": f"UNet pass of a step with guidance, {job.size} px: one sample, two contexts",
         "vae": f"VAE decode to {job.size} px",
         "image": f"A whole picture: {job.size} px, {job.steps} steps of {SAMPLER} with guidance, decoded",
     }[job.work]
@@ -233,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare our networks with PyTorch's and OpenVINO's.")
     parser.add_argument("folder", type=Path, help="a model in diffusers layout")
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--runs", type=int, default=3, help="rounds after the warm-up")
+    parser.add_argument("--runs", type=int, default=3, help="rounds that count")
     parser.add_argument("--size", type=int, default=512, help="pixels on each side")
     parser.add_argument("--steps", type=int, default=20, help="of the whole picture")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """The contestants of `bench/compare_peers.py`: our networks, PyTorch's and OpenVINO's, and the process each lives in.
 
 All have the same interface, arrays to arrays: ``text(ids)``, ``context(text)`` (once a prompt, what depends on the text
-alone), ``unet(sample, timestep, context)`` and ``decode(latents)``.
+alone), ``unet(sample, timestep, context)`` and ``decode(latents)``. The samples of the UNet are repeated if there are
+more contexts.
 """
 
 # ruff: noqa: PLC0415 - a contestant's process must import neither another contestant nor its thread pool
@@ -28,7 +29,9 @@ import numpy as np
 PACKAGES = ("torch", "diffusers", "transformers", "openvino")
 PEERS = ("torch f32", "torch bf16", "openvino f32", "openvino bf16")
 PARTS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
-WORKS = {"text": ("text",), "unet": ("unet",), "vae": ("vae",), "image": ("text", "unet", "vae")}
+WORKS = {
+    "text": ("text",), "unet": ("unet",), "step": ("unet",), "vae": ("vae",), "image": ("text", "unet", "vae"),
+}  # fmt: skip
 SAMPLER, GUIDANCE = "dpm++2m-karras", 7.5
 
 
@@ -271,8 +274,10 @@ def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
     if job.work == "image":
         return picture(network, job), network.note
     inputs = job.inputs(job.work)
-    if job.work == "unet":
+    if job.work in {"unet", "step"}:
         sample, timestep, context = inputs[0], float(inputs[1][0]), network.context(inputs[2])
+        if job.work == "step":
+            sample = sample[:1]
         return lambda: network.unet(sample, timestep, context), network.note
     return lambda: (network.text if job.work == "text" else network.decode)(*inputs), network.note
 
