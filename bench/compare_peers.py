@@ -12,8 +12,8 @@ is reported in the table.
 
 Every contestant lives in a process of its own (`bench/peers.py`), because thread pools disturb each other in one. The
 processes of one work take turns, one call each a round, while the others block on a pipe, so that a busy moment of the
-machine hits all alike. The first round compares the results and warms up; of ``image`` it counts. One work after the other, as all networks of
-all contestants would not fit into memory.
+machine hits all alike. The first round compares the results and warms up; that of ``image`` counts. One work after the
+other, as all networks of all contestants would not fit into memory.
 """
 
 from __future__ import annotations

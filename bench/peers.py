@@ -273,7 +273,7 @@ def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
     network = {"ours": Ours, "torch": Torch, "openvino": OpenVino}[kind](job, precision)
     if job.work == "image":
         return picture(network, job), network.note
-    inputs = job.inputs(job.work)
+    inputs = job.inputs(WORKS[job.work][0])
     if job.work in {"unet", "step"}:
         sample, timestep, context = inputs[0], float(inputs[1][0]), network.context(inputs[2])
         if job.work == "step":
