@@ -16,8 +16,8 @@ from kernels.simd import EXP2_COEFFICIENTS, float_pointer
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = EXP2_COEFFICIENTS
 _LOG2_E = np.float32(np.log2(np.e))
 _BLOCK = 4096  # elements of a task: they stay in the L1 cache
-_GELU, _GELU_TANH, _QUICK_GELU, _SILU = range(1, 5)
-FUNCTIONS = {"gelu": _GELU, "gelu_tanh": _GELU_TANH, "quick_gelu": _QUICK_GELU, "silu": _SILU}
+GELU, _GELU_TANH, _QUICK_GELU, _SILU = range(1, 5)
+FUNCTIONS = {"gelu": GELU, "gelu_tanh": _GELU_TANH, "quick_gelu": _QUICK_GELU, "silu": _SILU}
 
 
 @inline_fast
@@ -75,7 +75,7 @@ def copy_row(x, out, count):
 def activate(address, count, function):
     """Apply one of the `FUNCTIONS` to `count` floats, in place."""
     a = carray(float_pointer(address), count)
-    if function == _GELU:
+    if function == GELU:
         for i in range(count):
             a[i] = gelu_scalar(a[i])
     elif function == _GELU_TANH:
@@ -137,7 +137,7 @@ def gelu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     TypeError, ValueError
         If a dtype, shape or layout is not as above.
     """
-    return _apply(x, out, _GELU)
+    return _apply(x, out, GELU)
 
 
 def gelu_tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
