@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from kernels.memory import empty
-from kernels.simd import BFLOAT16, FLOAT16, FLOAT32
+from kernels.simd import BFLOAT16, FLOAT16, FLOAT32, LANES
 
+WRITE, ADD, PAST_CACHES = 0, 1, 2  # how results go to an output
+_STREAM = 16 << 20  # bytes of an output from which they go past the caches: nobody will find them there
 _KINDS = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
 
 
@@ -92,6 +94,14 @@ def output(
     if any(x is not None and np.may_share_memory(out, x) for x in inputs):
         raise ValueError("out: shares memory with an input, expected an array of its own")
     return out
+
+
+def manner(out: np.ndarray, accumulate: bool) -> int:
+    """Return how results go to an array whose rows are its last axis: `WRITE`, `ADD` or `PAST_CACHES`."""
+    if accumulate:
+        return ADD
+    aligned = out.shape[-1] % LANES == 0 and address(out) % (LANES * 4) == 0
+    return PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE
 
 
 def widen(w: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ One driver serves both, because a linear layer is a 1x1 convolution:
 
     out[pixel, o] = sum over taps and channels of x[pixel moved by tap, channel] * w[o, channel, tap]
 
-- A *task* is a panel of weights (`kernels.packing`) and a range of output pixels. If the weight is not packed
-  beforehand, the thread packs the panel into a buffer of its own, which costs little if the panel then meets a few
+- A *task* is a panel of weights (`kernels.packing`), or a few, and a range of output pixels. If the weight is not
+  packed beforehand, the thread packs the panels into a buffer of its own, which costs little if they then meet a few
   hundred pixels; and while it multiplies, it fetches the stored weights of its next task into the cache.
 - *Inputs* are never packed: the micro-kernel (`kernels.product`) takes a table of row addresses. Padding is a row of
   zeros, strides and nearest-neighbour enlargement are other addresses, so they cost nothing.
@@ -25,7 +25,17 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.activations import FUNCTIONS, GELU, activate
-from kernels.arrays import address, check_array, check_parts, check_shape, check_weight, output
+from kernels.arrays import (
+    ADD,
+    PAST_CACHES,
+    address,
+    check_array,
+    check_parts,
+    check_shape,
+    check_weight,
+    manner,
+    output,
+)
 from kernels.jit import inline, kernel, threads
 from kernels.memory import scratch
 from kernels.packing import (
@@ -39,10 +49,11 @@ from kernels.packing import (
     panel_count,
 )
 from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
-from kernels.simd import FLOAT32, LANES, float_pointer, load, next_task, store
+from kernels.simd import FLOAT32, LANES, fence, float_pointer, load, next_task, store, stream
 
 _ROWS = 96  # output pixels of a block: their inputs and sums are used while they are in cache
 _PACK_ROWS = 2048  # output pixels of a task that packs its weights, at most
+_GROUP = 448 << 10  # bytes of the panels that a task packs, if they are more than one
 _LINE = 64  # bytes of a cache line
 
 
@@ -86,21 +97,23 @@ def _gate(block, rows, gates):
 
 
 @inline
-def _write(block, rows, columns, out, out_stride, add):
+def _write(block, rows, columns, out, out_stride, how):
     """Copy the first columns of a block to the output, or add them to it."""
     whole = columns // LANES * LANES
     for i in range(rows):
         source, target = block + i * STRIDE, out + i * out_stride
         for j in range(0, whole * 4, LANES * 4):
-            if add:
+            if how == ADD:
                 store(target + j, load(target + j) + load(source + j))
+            elif how == PAST_CACHES:
+                stream(target + j, load(source + j))
             else:
                 store(target + j, load(source + j))
         if whole < columns:
             a = carray(float_pointer(source), columns)
             b = carray(float_pointer(target), columns)
             for j in range(whole, columns):
-                b[j] = b[j] + a[j] if add else a[j]
+                b[j] = b[j] + a[j] if how == ADD else a[j]
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -126,22 +139,24 @@ def _address_rows(table, x, zeros, height, width, pixel_bytes, row0, rows, out_h
         table[i] = zeros
 
 
-@kernel(33)
+@kernel(34)
 def _multiply(
     x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
     w, kind, panels, row_channels, chunk, offsets,
-    out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, add,
-    row_block, row_blocks, panel_count, buffers, buffer_bytes, workers,
+    out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
+    row_block, row_blocks, panel_count, group, buffers, panel_bytes, workers,
 ):  # fmt: skip
     """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed.
 
-    The weight is for `channels` of the `row_channels` that its rows have, from where `w` or `panels` points to.
+    The weight is for `channels` of the `row_channels` that its rows have, from where `w` or `panels` points to. A task
+    takes up to `group` panels, which lie `panel_bytes` apart in a worker's buffer.
     """
     taps, pixels = kh * kw, images * out_h * out_w
     out_columns = c_out // 2 if gated else c_out
     panel_columns = WIDTH // 2 if gated else WIDTH
     row_bytes = row_channels * taps * (4 if kind == FLOAT32 else 2)
-    tasks = row_blocks * panel_count
+    groups = (panel_count + group - 1) // group
+    tasks = row_blocks * groups
     counter = np.zeros(1, np.int64)
     for worker in prange(workers):
         table = np.empty(_ROWS + SIX, np.int64)
@@ -149,49 +164,57 @@ def _multiply(
         gates = np.empty(_ROWS * WIDTH // 2 if gated else 0, np.float32)
         shift = np.empty(WIDTH, np.float32)
         block = sums.ctypes.data
+        packed = buffers + worker * group * panel_bytes
         task = next_task(counter.ctypes.data)
         while task < tasks:
             following = task + workers  # probably
-            panel, row0 = task % panel_count, task // panel_count * row_block
+            panel0, row0 = task % groups * group, task // groups * row_block
+            last_panel = min(panel0 + group, panel_count)
             rows = min(row_block, pixels - row0)
-            columns = min(panel_columns, out_columns - panel * panel_columns)
-            vectors = VECTORS if gated else (columns + LANES - 1) // LANES
-            source = panels + panel * row_channels * taps * STRIDE
-            ahead, ahead_end, gap = block, block, 0
-            if not panels:
-                source = buffers + worker * buffer_bytes
-                pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, source)
-                if following < tasks and panel_count > 1:
-                    later = following % panel_count
-                    ahead = w + later * panel_columns * row_bytes
-                    ahead_end = ahead + min(panel_columns, out_columns - later * panel_columns) * row_bytes
-                    gap = out_columns * row_bytes if gated else 0  # a gated panel has rows in two places
             blocks = (rows + _ROWS - 1) // _ROWS
             most = (rows + blocks - 1) // blocks
             most += most % 2  # any even number of rows from 4 on is made of sixes and fours
+            ahead, ahead_end, gap = packed, packed, 0
+            if not panels and following < tasks and groups > 1:
+                later = following % groups * group * panel_columns
+                ahead = w + later * row_bytes
+                ahead_end = ahead + min(group * panel_columns, out_columns - later) * row_bytes
+                gap = out_columns * row_bytes if gated else 0  # a gated panel has rows in two places
+            if not panels:
+                for panel in range(panel0, last_panel):
+                    target = packed + (panel - panel0) * panel_bytes
+                    pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, target)
             for row in range(row0, row0 + rows, most):
                 count = min(most, row0 + rows - row)
-                for c in range(0, channels, chunk):
-                    depth = min(chunk, channels - c)
-                    for tap in range(taps):
-                        _address_rows(
-                            table, x, zeros, height, width, channels * 4, row, count, out_h, out_w, stride,
-                            tap // kw - top, tap % kw - left, enlarge,
-                        )  # fmt: skip
-                        ahead = product_rows(
-                            table.ctypes.data, c * 4, 4, source + (c * taps + tap * depth) * STRIDE, block,
-                            count, depth, vectors, c + tap == 0, ahead, _LINE if ahead < ahead_end else 0, gap,
-                        )  # fmt: skip
-                if bias:
-                    _add_bias(block, count, shift, bias, bias_stride, row, out_h * out_w, c_out, panel, gated)
-                if gated:
-                    _gate(block, count, gates.ctypes.data)
-                elif function:
-                    activate(block, count * WIDTH, function)
-                _write(
-                    block, count, columns, out + (row * out_columns + panel * panel_columns) * 4, out_columns * 4, add
-                )
+                for panel in range(panel0, last_panel):
+                    columns = min(panel_columns, out_columns - panel * panel_columns)
+                    vectors = VECTORS if gated else (columns + LANES - 1) // LANES
+                    source = packed + (panel - panel0) * panel_bytes
+                    if panels:
+                        source = panels + panel * row_channels * taps * STRIDE
+                    for c in range(0, channels, chunk):
+                        depth = min(chunk, channels - c)
+                        for tap in range(taps):
+                            _address_rows(
+                                table, x, zeros, height, width, channels * 4, row, count, out_h, out_w, stride,
+                                tap // kw - top, tap % kw - left, enlarge,
+                            )  # fmt: skip
+                            ahead = product_rows(
+                                table.ctypes.data, c * 4, 4, source + (c * taps + tap * depth) * STRIDE, block,
+                                count, depth, vectors, c + tap == 0, ahead, _LINE if ahead < ahead_end else 0, gap,
+                            )  # fmt: skip
+                    if bias:
+                        _add_bias(block, count, shift, bias, bias_stride, row, out_h * out_w, c_out, panel, gated)
+                    if gated:
+                        _gate(block, count, gates.ctypes.data)
+                    elif function:
+                        activate(block, count * WIDTH, function)
+                    _write(
+                        block, count, columns, out + (row * out_columns + panel * panel_columns) * 4,
+                        out_columns * 4, how,
+                    )  # fmt: skip
             task = next_task(counter.ctypes.data)
+        fence()
 
 
 @dataclass(frozen=True)
@@ -214,13 +237,17 @@ class Geometry:
     enlarge: int = 0  # log2 of the nearest-neighbour enlargement before the convolution
 
 
-def _split(pixels: int, panels: int, packed: bool) -> tuple[int, int]:
-    """Return (row_block, row_blocks): enough tasks for the threads, and rows enough to make packing worth while."""
-    least = math.ceil(4 * threads() / panels)
+def _plan(pixels: int, panels: int, panel_bytes: int, packed: bool) -> tuple[int, int, int]:
+    """Return (row_block, row_blocks, group): tasks enough for the threads, and worth packing panels for.
+
+    Many pixels, which do not stay in the cache, meet as many panels at a time as do.
+    """
+    group = 1 if packed or pixels < _PACK_ROWS else min(panels, max(1, _GROUP // panel_bytes))
+    least = math.ceil(4 * threads() / math.ceil(panels / group))
     row_blocks = max(math.ceil(pixels / (_ROWS if packed else _PACK_ROWS)), min(least, math.ceil(pixels / _ROWS)))
     row_block = math.ceil(pixels / row_blocks)
     row_block += row_block % 2
-    return row_block, math.ceil(pixels / row_block)
+    return row_block, math.ceil(pixels / row_block), group
 
 
 def multiply(
@@ -254,7 +281,9 @@ def multiply(
     """
     g, channels, c_out, gated = geometry, x.shape[-1], w.shape[0], activation == "geglu"
     taps, workers, panels, chunk = g.kh * g.kw, threads(), panel_count(c_out, gated), chunk_size(channels, g.kh * g.kw)
-    buffer_floats = taps * channels * WIDTH
+    packed = isinstance(w, PackedWeight)
+    panel_floats = taps * channels * WIDTH
+    *blocks, group = _plan(g.images * g.out_h * g.out_w, panels, panel_floats * 4, packed)
     if isinstance(w, PackedWeight):
         weight = 0, 0, address(w.panels) + first * STRIDE, w.shape[1], chunk, 0
         buffers = 0
@@ -262,15 +291,15 @@ def multiply(
         offsets = pack_offsets(channels, taps)
         where = address(w) + first * w.itemsize
         weight = where, check_weight("w", w, w.ndim), 0, w.shape[1], chunk, address(offsets)
-        buffers = address(scratch.take("weights", workers * buffer_floats))
+        buffers = address(scratch.take("weights", workers * group * panel_floats))
     blank = zeros(channels)
     _multiply(
         address(x), address(blank), g.height, g.width, channels, g.kh, g.kw, g.stride, g.top, g.left, g.enlarge,
         *weight,
         address(out), g.images, g.out_h, g.out_w, c_out,
-        *bias_address(bias), int(gated), 0 if gated or activation is None else FUNCTIONS[activation], int(accumulate),
-        *_split(g.images * g.out_h * g.out_w, panels, isinstance(w, PackedWeight)), panels,
-        buffers, buffer_floats * 4, workers,
+        *bias_address(bias), int(gated), 0 if gated or activation is None else FUNCTIONS[activation],
+        manner(out, accumulate),
+        *blocks, panels, group, buffers, panel_floats * 4, workers,
     )  # fmt: skip
 
 

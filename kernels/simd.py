@@ -134,6 +134,22 @@ def store(typingctx, address, value):
     return types.void(types.intp, vector), codegen
 
 
+def _store_past_caches(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    instruction = builder.store(value, pointer, align=4 * LANES)
+    instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_i32, 1)]))
+
+
+@intrinsic
+def stream(typingctx, address, value):
+    """``stream(address, vector)``: store past the caches, to a whole vector's multiple; see `fence`."""
+
+    def codegen(context, builder, sig, args):
+        _store_past_caches(builder, args[1], _pointer(builder, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, vector), codegen
+
+
 @intrinsic
 def prefetch(typingctx, address):
     """``prefetch(address)``: bring the cache line there into the L2 cache; any address will do."""
@@ -199,22 +215,29 @@ def total(typingctx, v):
 
 
 def _exp2_coefficients() -> Sequence[float]:
-    """Polynomial of degree 6 for 2**x on [-1/2, 1/2], a Chebyshev fit; relative error about 1e-8 before rounding."""
-    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200) / 2
-    fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, 2.0**nodes, 6, domain=[-0.5, 0.5])
-    return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+    """Polynomial ``1 + x q(x)`` for 2**x on [-1/2, 1/2], fitted at Chebyshev's points: relative error 1e-7.
+
+    At 0 it must be 1: what fades by 2**0 does not change.
+    """
+    x = np.cos(np.pi * (np.arange(200) + 0.5) / 200) / 2
+    return [1.0, *np.polyfit(x, (2.0**x - 1) / x, 4, w=np.abs(x) * 2.0**-x)[::-1]]
 
 
 EXP2_COEFFICIENTS = tuple(np.float32(c) for c in _exp2_coefficients())
 
 
 def _exp2(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    x = _maximum(builder, _constant(-126.0), x)  # in this order NaN passes
+    """Compute 2**x for x in [-126, 127], or for any x, infinity apart, if the CPU scales by powers of two itself."""
     whole = _call(builder, "rint", x)
     rest = builder.fsub(x, whole)
     value = _constant(EXP2_COEFFICIENTS[-1])
     for c in EXP2_COEFFICIENTS[-2::-1]:
         value = _fma(builder, value, rest, _constant(c))
+    if isa.tile().name == "avx512":
+        every, rounding = ir.Constant(_i16, -1), ir.Constant(_i32, 4)
+        kind = ir.FunctionType(_vec, [_vec, _vec, _vec, _i16, _i32])
+        scale = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
+        return builder.call(scale, [value, whole, value, every, rounding])
     exponent = builder.shl(builder.fptosi(whole, _ivec), _icon(23))
     return builder.bitcast(builder.add(builder.bitcast(value, _ivec), exponent), _vec)
 
@@ -227,7 +250,7 @@ def exp2(typingctx, v):
     """
 
     def codegen(context, builder, sig, args):
-        return _exp2(builder, args[0])
+        return _exp2(builder, _maximum(builder, _constant(-126.0), args[0]))  # in this order NaN passes
 
     return vector(vector), codegen
 
@@ -408,19 +431,22 @@ def tile_add(typingctx, tile, value):
 
 @intrinsic
 def tile_weights(typingctx, tile, peaks, sums):
-    """``tile_weights(tile, peaks, sums)``: 2**(x - peak), but at most 2**126, of each x of the tile.
+    """``tile_weights(tile, peaks, sums)``: 2**(x - peak) of each x of the tile.
 
-    Each column of vectors has its vector of peaks, and of sums of the results, at those addresses. NaN stays NaN.
+    Each column of vectors has its vector of peaks, and of sums of the results, at those addresses. Large results may be
+    cut off at 2**126 and small ones at 2**-126. NaN stays NaN.
     """
+    clamped = isa.tile().name != "avx512"
 
     def codegen(context, builder, sig, args):
-        members, high = list(_members(builder, args[0])), _constant(126.0)
+        members, high, low = list(_members(builder, args[0])), _constant(126.0), _constant(-126.0)
         for j in range(tile.vectors):
             peak, where = (_pointer(builder, address, 4 * LANES * j) for address in args[1:])
             peak, total = _load(builder, peak, _vec), _load(builder, where, _vec)
             for i in range(j, len(members), tile.vectors):
                 x = builder.fsub(members[i], peak)
-                x = builder.select(builder.fcmp_ordered("<", high, x), high, x)
+                if clamped:
+                    x = _maximum(builder, low, builder.select(builder.fcmp_ordered("<", high, x), high, x))
                 members[i] = _exp2(builder, x)
                 total = builder.fadd(total, members[i])
             builder.store(total, where, align=4)
@@ -540,9 +566,10 @@ def _make_scatter(streaming: bool):
             for i, member in enumerate(_members(builder, args[0])):
                 address = builder.load(_pointer(builder, args[1], 8 * i), align=8, typ=_i64)
                 target = _pointer(builder, address, args[2])
-                store = builder.store(member, target, align=4 * LANES if streaming else 4)
                 if streaming:
-                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_i32, 1)]))
+                    _store_past_caches(builder, member, target)
+                else:
+                    builder.store(member, target, align=4)
             return context.get_dummy_value()
 
         return types.void(tile, types.intp, types.intp), codegen

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.arrays import ADD, PAST_CACHES
 from kernels.jit import inline
 from kernels.simd import (
     load,
@@ -26,8 +27,6 @@ from kernels.simd import (
     tile_spread,
     tile_stream,
 )
-
-WRITE, ADD, PAST_CACHES = 0, 1, 2  # what to do with results
 
 
 def _matrices(finite: list[float], taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

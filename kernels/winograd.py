@@ -28,7 +28,7 @@ import numpy as np
 from numba import carray, prange
 
 from kernels import isa
-from kernels.arrays import address, check_weight
+from kernels.arrays import ADD, address, check_weight, manner
 from kernels.gemm import Geometry, bias_address, zeros
 from kernels.jit import inline, kernel, threads
 from kernels.memory import scratch
@@ -42,7 +42,7 @@ from kernels.simd import (
     next_task,
     prefetch,
 )
-from kernels.transforms import ADD, PAST_CACHES, WRITE, finish_vector, transform_filter, transform_input
+from kernels.transforms import finish_vector, transform_filter, transform_input
 
 _TILES = 24  # tiles of a block: the sums of its 36 parts, 64 channels each, are 216 KB
 _CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
@@ -51,7 +51,6 @@ _FEW = 36  # tiles of an image up to which that is so
 _BATCH = min(28 << 20, isa.shared_cache() * 7 // 8)  # bytes of transformed inputs at a time
 # Algorithm -> outputs of a tile a side, taps a side, and the cost of transforming a vector of filters.
 FORMS = {"winograd2": (2, 3, 90), "winograd4": (4, 3, 170), "winograd_up": (4, 2, 140)}
-_STREAM = 16 << 20  # bytes of outputs from which they go past the caches: nobody will find them there
 
 
 @inline
@@ -343,8 +342,6 @@ def _convolve(
     buffers = address(scratch.take("filters", buffer_floats * workers))
     spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
     blank = zeros(channels)
-    aligned = c_out % LANES == 0 and address(out) % (LANES * 4) == 0
-    how = ADD if accumulate else PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
@@ -354,7 +351,8 @@ def _convolve(
         _multiply_tiles(
             v, channels, chunk, tile0, count, step, taps,
             address(w), check_weight("w", w, 4), address(_tap_offsets()), *merged,
-            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w, spread, *phase,
+            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), manner(out, accumulate),
+            tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import gemm
+from kernels import arrays, gemm
 from kernels.product import WIDTH
 from kernels.simd import LANES
 from tests import reference
@@ -135,17 +135,30 @@ def test_float32_subnormals_are_kept():
 
 @pytest.mark.parametrize("how", STORED)
 def test_the_blocking_changes_nothing(how, monkeypatch):
-    """However many rows a task has, packed weights or not, the result is the same."""
-    x, w, b = normal(0, 250, 1000), store(normal(1, 333, 1000), how), normal(2, 333)
-    packed = kernels.pack_linear(w)
-    expected = kernels.linear(x, packed, b)
-    for rows in (1, 7, 100, 1000):
+    """However many rows and panels a task has, packed weights or not, the result is the same."""
+    x, w, b = normal(0, 250, 1000), store(normal(1, 334, 1000), how), normal(2, 334)
+    packed, gated = kernels.pack_linear(w), kernels.pack_linear(w, gated=True)
+    expected, expected_gated = kernels.linear(x, packed, b), kernels.linear(x, gated, b, activation="geglu")
+    for rows, panels in ((1, 1), (7, 2), (100, 4), (250, 100), (1000, 1)):
         monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
+        monkeypatch.setattr(gemm, "_GROUP", panels * 1000 * WIDTH * 4)
+        assert_same_bits(kernels.linear(x, w, b, activation="geglu"), expected_gated)
         assert_same_bits(kernels.linear(x, w, b), expected)
         assert_same_bits(kernels.linear(x, packed, b), expected)
-        with fenced(250, 333, fill=1) as out:
+        with fenced(250, 334, fill=1) as out:
             kernels.linear(x, w, b, out=out, accumulate=True)
         assert_close(out, expected + 1, product_tolerance(1000))
+
+
+@pytest.mark.parametrize(("n", "activation"), [(96, None), (80, "silu"), (160, "geglu"), (70, None)])
+def test_outputs_past_the_caches_are_the_same(n, activation, monkeypatch):
+    x, w, b = normal(0, 200, 50), normal(1, n, 50), normal(2, n)
+    expected = kernels.linear(x, w, b, activation=activation)
+    monkeypatch.setattr(arrays, "_STREAM", 0)
+    assert_same_bits(kernels.linear(x, w, b, activation=activation), expected)  # a new array, on a cache line
+    out = misaligned(np.zeros_like(expected), 4)
+    out.flags.writeable = True
+    assert_same_bits(kernels.linear(x, w, b, activation=activation, out=out), expected)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 40, 700), (7, 30, 65), (97, 385, 130), (1000, 20, 72)])

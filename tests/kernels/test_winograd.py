@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import winograd
+from kernels import arrays, winograd
 from kernels.gemm import Geometry
 from kernels.product import WIDTH
 from kernels.simd import LANES
@@ -196,7 +196,7 @@ def test_the_size_of_a_batch_changes_nothing_for_enlarged_images(monkeypatch):
 def test_outputs_past_the_caches_are_the_same(monkeypatch):
     x, w, b = normal(0, 2, 9, 10, CHUNK), normal(1, RAGGED, CHUNK, 3, 3), normal(2, RAGGED)
     expected = [convolve(x, w, b) for convolve in (conv2d, small_tiles, phases)]
-    monkeypatch.setattr(winograd, "_STREAM", 0)
+    monkeypatch.setattr(arrays, "_STREAM", 0)
     for convolve, right in zip((conv2d, small_tiles, phases), expected, strict=True):
         assert_same_bits(convolve(x, w, b), right)  # new arrays start on a cache line, so vectors go past the caches
         out = misaligned(np.zeros_like(right), 4)
