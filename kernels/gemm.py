@@ -175,15 +175,15 @@ def _multiply(
             most = (rows + blocks - 1) // blocks
             most += most % 2  # any even number of rows from 4 on is made of sixes and fours
             ahead, ahead_end, gap = packed, packed, 0
-            if not panels and following < tasks and groups > 1:
-                later = following % groups * group * panel_columns
-                ahead = w + later * row_bytes
-                ahead_end = ahead + min(group * panel_columns, out_columns - later) * row_bytes
-                gap = out_columns * row_bytes if gated else 0  # a gated panel has rows in two places
             if not panels:
                 for panel in range(panel0, last_panel):
                     target = packed + (panel - panel0) * panel_bytes
                     pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, target)
+                if following < tasks and groups > 1:
+                    later = following % groups * group * panel_columns
+                    ahead = w + later * row_bytes
+                    ahead_end = ahead + min(group * panel_columns, out_columns - later) * row_bytes
+                    gap = out_columns * row_bytes if gated else 0  # a gated panel has rows in two places
             for row in range(row0, row0 + rows, most):
                 count = min(most, row0 + rows - row)
                 for panel in range(panel0, last_panel):
@@ -281,9 +281,8 @@ def multiply(
     """
     g, channels, c_out, gated = geometry, x.shape[-1], w.shape[0], activation == "geglu"
     taps, workers, panels, chunk = g.kh * g.kw, threads(), panel_count(c_out, gated), chunk_size(channels, g.kh * g.kw)
-    packed = isinstance(w, PackedWeight)
     panel_floats = taps * channels * WIDTH
-    *blocks, group = _plan(g.images * g.out_h * g.out_w, panels, panel_floats * 4, packed)
+    *blocks, group = _plan(g.images * g.out_h * g.out_w, panels, panel_floats * 4, isinstance(w, PackedWeight))
     if isinstance(w, PackedWeight):
         weight = 0, 0, address(w.panels) + first * STRIDE, w.shape[1], chunk, 0
         buffers = 0

@@ -60,6 +60,11 @@ class Tile:
         """Columns of a panel of packed weights."""
         return self.lanes * self.vectors
 
+    @property
+    def native_scale(self) -> bool:
+        """Whether the CPU multiplies by any power of two by itself: what is too large or too small ends well."""
+        return self.name == "avx512"
+
 
 # 6 rows x `vectors` accumulators, `vectors` weights and one broadcast must fit the register file:
 # 6*4+4+1 of 32 zmm, 6*2+2+1 of 16 ymm, 6*4+4+1 of 32 NEON, 6*2+2+1 of 16 xmm.

@@ -227,13 +227,13 @@ EXP2_COEFFICIENTS = tuple(np.float32(c) for c in _exp2_coefficients())
 
 
 def _exp2(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Compute 2**x for x in [-126, 127], or for any x, infinity apart, if the CPU scales by powers of two itself."""
+    """Compute 2**x for x in [-126, 127]; with `native_scale` for any x but infinity."""
     whole = _call(builder, "rint", x)
     rest = builder.fsub(x, whole)
     value = _constant(EXP2_COEFFICIENTS[-1])
     for c in EXP2_COEFFICIENTS[-2::-1]:
         value = _fma(builder, value, rest, _constant(c))
-    if isa.tile().name == "avx512":
+    if isa.tile().native_scale:
         every, rounding = ir.Constant(_i16, -1), ir.Constant(_i32, 4)
         kind = ir.FunctionType(_vec, [_vec, _vec, _vec, _i16, _i32])
         scale = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
@@ -436,7 +436,6 @@ def tile_weights(typingctx, tile, peaks, sums):
     Each column of vectors has its vector of peaks, and of sums of the results, at those addresses. Large results may be
     cut off at 2**126 and small ones at 2**-126. NaN stays NaN.
     """
-    clamped = isa.tile().name != "avx512"
 
     def codegen(context, builder, sig, args):
         members, high, low = list(_members(builder, args[0])), _constant(126.0), _constant(-126.0)
@@ -445,7 +444,7 @@ def tile_weights(typingctx, tile, peaks, sums):
             peak, total = _load(builder, peak, _vec), _load(builder, where, _vec)
             for i in range(j, len(members), tile.vectors):
                 x = builder.fsub(members[i], peak)
-                if clamped:
+                if not isa.tile().native_scale:
                     x = _maximum(builder, low, builder.select(builder.fcmp_ordered("<", high, x), high, x))
                 members[i] = _exp2(builder, x)
                 total = builder.fadd(total, members[i])

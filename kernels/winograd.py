@@ -341,7 +341,7 @@ def _convolve(
     buffer_floats = filters_floats + sums_floats + packed_floats
     buffers = address(scratch.take("filters", buffer_floats * workers))
     spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
-    blank = zeros(channels)
+    blank, how = zeros(channels), manner(out, accumulate)
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(
@@ -351,8 +351,7 @@ def _convolve(
         _multiply_tiles(
             v, channels, chunk, tile0, count, step, taps,
             address(w), check_weight("w", w, 4), address(_tap_offsets()), *merged,
-            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), manner(out, accumulate),
-            tiles_h, tiles_w, spread, *phase,
+            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip
