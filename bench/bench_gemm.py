@@ -25,7 +25,11 @@ STORED = {"f32": np.asarray, "f16": lambda w: w.astype(np.float16), "packed": ke
     ("m", "n", "k", "stored"),
     [
         pytest.param(*shape, stored, id="x".join(map(str, shape)) + f"-{stored}")
-        for stored, shapes in (("f32", SHAPES), ("f16", [(2048, 640, 640)]), ("packed", [(2048, 640, 640)]))
+        for stored, shapes in (
+            ("f32", SHAPES),
+            ("f16", [(2048, 640, 640)]),
+            ("packed", [(2048, 640, 640), (154, 1280, 768)]),
+        )
         for shape in shapes
     ],
 )
