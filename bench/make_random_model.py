@@ -8,14 +8,12 @@ all three networks. Names and shapes come from the networks themselves (built ov
 tensor depends on its name, its shape and the seed alone, so that a folder can be made again anywhere, and the golden
 tests' miniature models need no files. One tensor at a time is in memory.
 
-CLIP's own vocabulary is not ours to ship. A made-up one of the same size and kind takes its place, unless
-``--vocabulary`` names the ``bpe_simple_vocab_16e6.txt.gz`` that comes with CLIP.
+The full size has CLIP's own vocabulary; for the golden tests' small ones it is made up.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import os
@@ -234,6 +232,7 @@ def stored_names(component: str, shapes: dict[str, Shape], old_names: bool) -> d
 # ---- the tokenizer
 
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
+CLIP_SIZE = 49408
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # English letters, the commonest first
 
 
@@ -255,23 +254,18 @@ def made_up_merges() -> Iterator[tuple[str, str]]:
         pieces = [left + right for left in pieces for right in LETTERS]
 
 
-def clip_merges(path: Path) -> Iterator[tuple[str, str]]:
-    """The merges of CLIP's own gzipped vocabulary file; its first line is a version."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in islice(file, 1, None):
-            left, right = line.split()
-            yield left, right
-
-
-def write_tokenizer(
-    folder: Path, size: int, pad_token: str = SPECIAL_TOKENS[1], vocabulary: Path | None = None
-) -> None:
-    """Write ``vocab.json``, ``merges.txt`` and the two config files of a byte-level BPE tokenizer of `size` entries.
+def write_tokenizer(folder: Path, size: int, pad_token: str = SPECIAL_TOKENS[1]) -> None:
+    """Write a byte-level BPE tokenizer of `size` entries; that of CLIP if it has as many.
 
     As in CLIP: 256 bytes, 256 bytes that end a word, the merges, start, end.
     """
+    if size == CLIP_SIZE:
+        from sd_numba.tokenizer import Tokenizer  # noqa: PLC0415
+
+        Tokenizer.clip(pad_token).save(folder)
+        return
     characters = byte_characters()
-    merges = list(islice(clip_merges(vocabulary) if vocabulary else made_up_merges(), size - 2 * 256 - 2))
+    merges = list(islice(made_up_merges(), size - 2 * 256 - 2))
     tokens = characters + [c + "</w>" for c in characters] + [left + right for left, right in merges]
     vocab = {token: i for i, token in enumerate([*tokens, *SPECIAL_TOKENS])}
     if len(vocab) != size:
@@ -324,7 +318,6 @@ def write_model(
     seed: int = 0,
     *,
     pad_token: str = SPECIAL_TOKENS[1],
-    vocabulary: Path | None = None,
     old_names: bool = False,
 ) -> None:
     """Write a diffusers folder with random weights; it appears under its name only when complete.
@@ -341,8 +334,6 @@ def write_model(
         Other seeds give other weights.
     pad_token : str
         The tokenizer's: "<|endoftext|>" in SD 1.x, "!" (id 0) in SD 2.x.
-    vocabulary : Path, optional
-        CLIP's own vocabulary file, instead of a made-up one.
     old_names : bool
         Tensor names as in the published SD 1.5 instead of those of today.
     """
@@ -356,7 +347,7 @@ def write_model(
         write_json(unfinished / "model_index.json", model_index(configs["scheduler"]["_class_name"]))
         (unfinished / "scheduler").mkdir()
         write_json(unfinished / "scheduler" / "scheduler_config.json", configs["scheduler"])
-        write_tokenizer(unfinished / "tokenizer", configs["text_encoder"]["vocab_size"], pad_token, vocabulary)
+        write_tokenizer(unfinished / "tokenizer", configs["text_encoder"]["vocab_size"], pad_token)
         for component, file in WEIGHT_FILES.items():
             (unfinished / component).mkdir()
             write_json(unfinished / component / "config.json", configs[component])
@@ -374,7 +365,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write it; must not exist")
     parser.add_argument("--dtype", choices=sorted(ENCODERS), default="f32", help="how the weights are stored")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other weights")
-    parser.add_argument("--vocabulary", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz, if at hand")
     arguments = parser.parse_args()
     try:
         write_model(
@@ -382,7 +372,6 @@ def main() -> None:
             SD15,
             arguments.dtype,
             arguments.seed,
-            vocabulary=arguments.vocabulary,
             old_names=True,
         )
     except OSError as error:

@@ -1,26 +1,16 @@
-"""Where a model's files are and what its tensors are called: diffusers folders and their older variants."""
+"""Which file of a folder holds the weights, and what their tensors are called in older files."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
-
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-
-PIPELINE = "StableDiffusionPipeline"
-# Components that have weights -> the classes in their config.json that can be run.
-CLASSES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-}
 
 PICKLE_ADVICE = (
     "only safetensors files are read, because a pickle can run any code; convert the model with diffusers: "
@@ -47,6 +37,41 @@ def canonical_name(name: str) -> str | None:
         if match:
             return None if replacement is None else match.expand(replacement)
     return name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: what to call it, whether it can be opened as a model, and what else to do with it."""
+
+    title: str
+    supported: bool = False
+    advice: str = ""
+
+
+# A pattern that a tensor's name starts with -> what a file with such a tensor is; the first that is found counts.
+_KINDS = (
+    (r"(conditioner\.embedders\.|model\.diffusion_model\.label_emb\.)", Kind("SDXL checkpoint")),
+    (r"(model\.diffusion_model\.)?(joint_blocks|double_blocks|double_layers)\.", Kind("SD 3 or Flux model")),
+    (r"(control_model\.|controlnet_|input_hint_block\.)", Kind("ControlNet")),
+    (r"model\.diffusion_model\.input_blocks\.", Kind("single-file Stable Diffusion checkpoint", supported=True)),
+    (r".*\.(hada_w|lokr_w|oft_|dora_scale)", Kind("LoHa, LoKr, OFT or DoRA", advice="; only LoRA and LoCon are known")),
+    (r"(lora_(unet|te\d?)[._]|.*[._]lora(_[AB]|_linear_layer|\.down|\.up)?\.)", Kind("LoRA", advice="; use --lora")),
+    (r"(decoder|encoder)\.layers\.\d+\.(conv\.0\.|weight)", Kind("tiny autoencoder (TAESD)", advice="; use --taesd")),
+    (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\.", Kind("VAE", advice="; use --vae")),
+    (r"(emb_params|clip_[lg]|<.+>)$", Kind("textual inversion embedding", advice="; use --embedding-dir")),
+    (r"(time_embedding|down_blocks)\.", Kind("UNet")),
+    (r"(text_model\.|cond_stage_model\.|.*token_embedding\.)", Kind("CLIP text encoder")),
+)
+KINDS = tuple((re.compile(pattern), kind) for pattern, kind in _KINDS)
+
+
+def kind_of(names: Iterable[str]) -> Kind:
+    """Tell by its tensors' names what a file is."""
+    names = list(names)
+    for pattern, kind in KINDS:
+        if any(pattern.match(name) for name in names):
+            return kind
+    return Kind("another kind of model")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,93 +123,3 @@ def find_weights(folder: str | os.PathLike[str]) -> Path:
     if pickles:
         raise ModelError(f"{folder}: found {pickles[0]}, a PyTorch pickle: {PICKLE_ADVICE}")
     raise ModelError(f"{folder}: no weights: expected diffusion_pytorch_model.safetensors or model.safetensors")
-
-
-def embedded_model_path() -> Path:
-    """The folder of the small model that comes with the package."""
-    return Path(__file__).parent / "models" / "emoji-world"
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model in diffusers layout: its folder and the parsed configuration of every component but the tokenizer.
-
-    ``defaults`` are the settings that the model's makers advise: ``_defaults`` in its ``model_index.json``, which may
-    hold ``num_inference_steps``, ``guidance_scale`` and ``scheduler``.
-    """
-
-    path: Path
-    text_encoder: dict[str, Any]
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    scheduler: dict[str, Any]
-    defaults: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The folder's own name, as pictures' metadata says it."""
-        return self.path.resolve().name
-
-    def folder(self, component: str) -> Path:
-        """The folder of a component: ``tokenizer``, ``text_encoder``, ``unet``, ``vae`` or ``scheduler``."""
-        return self.path / component
-
-
-def open_model(path: str | os.PathLike[str] | None = None) -> ModelFolder:
-    """Check that a folder holds a Stable Diffusion 1.x or 2.x model, and read its configurations; no weights yet.
-
-    Parameters
-    ----------
-    path
-        The model's folder; None is the embedded model. ``model_index.json`` may be missing.
-
-    Raises
-    ------
-    ModelError
-        There is no such folder, a component or its weights are missing, a configuration is not valid JSON, or it
-        is another kind of model.
-    """
-    folder = embedded_model_path() if path is None else Path(path)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise for a name that no file can have
-        found = "is a file" if os.path.exists(folder) else "does not exist"
-        raise ModelError(f"{folder}: {found}; expected a model's folder with {_listed(COMPONENTS, 'and')} in it")
-    index = _read_index(folder)
-    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
-    if len(missing) == len(COMPONENTS):
-        raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(COMPONENTS, 'and')}")
-    if missing:
-        raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing; download it again")
-    configs = {name: read_json(folder / name / "config.json") for name in CLASSES}
-    for name, classes in CLASSES.items():
-        _check_class(folder / name / "config.json", configs[name], classes)
-        find_weights(folder / name)
-    defaults = index.get("_defaults")
-    return ModelFolder(
-        folder,
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-        defaults=defaults if isinstance(defaults, dict) else {},
-        **configs,
-    )
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """Refuse other pipelines, by their index or, where there is none, by the second text encoder of SDXL and SD 3."""
-    path = folder / "model_index.json"
-    index = read_json(path) if path.exists() else {}
-    found = index.get("_class_name")
-    if found is None and (folder / "text_encoder_2").is_dir():
-        found = "a model with two text encoders (SDXL)"
-    if found not in (None, PIPELINE):
-        raise ModelError(f"{folder}: found {found!s:.80}, supported is {PIPELINE} (Stable Diffusion 1.x and 2.x)")
-    return index
-
-
-def _check_class(path: Path, config: dict[str, Any], classes: tuple[str, ...]) -> None:
-    found = config.get("_class_name") or config.get("architectures")
-    found = found[0] if isinstance(found, list) and found else found
-    if found and found not in classes:
-        raise ModelError(f"{path}: found a {found!s:.80}, supported is {_listed(classes, 'or')}")
-
-
-def _listed(words: Sequence[str], conjunction: str) -> str:
-    return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), words[-1])))

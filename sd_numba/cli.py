@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ from kernels.peak import measure_peak
 
 from . import __version__, profiler
 from .arguments import check_side, resolve_seeds
-from .checkpoint import open_model
+from .convert import convert
 from .describe import check_model, describe
 from .errors import InputError, SdNumbaError
 from .metadata import Parameters, check_output, model_hash, sampler_title, save_png
+from .model import open_model
 from .pipeline import PRECISIONS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
 from .samplers import SAMPLER_NAMES
 from .schedule import NoiseSchedule
+from .storage import DTYPES
 from .text_encoder import TextEncoder, TextEncoderConfig
-from .tokenizer import Tokenizer
 from .unet import UNet, UNetConfig
-from .weights import Weights
 
 EXAMPLE = 'sd-numba generate "a red apple on a blue background"'
 SPACINGS = ("normal", "karras", "exponential")
@@ -133,7 +133,11 @@ def _threads_option(command: Any) -> Any:
 @click.argument("prompt", required=False)
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, instead of the argument.")
 @click.option("-n", "--negative-prompt", default="", metavar="TEXT", help="What to steer away from.")
-@click.option("-m", "--model", type=click.Path(), help="Model folder (diffusers layout).  [default: embedded model]")
+@click.option(
+    "-m", "--model", type=click.Path(),
+    help="A .safetensors file, or a folder in diffusers layout.  [default: embedded model]",
+)  # fmt: skip
+@click.option("--vae", type=click.Path(), help="Another VAE than the model's own: a .safetensors file or a folder.")
 @click.option("-o", "--output", default="output.png", show_default=True, help="File; may hold {seed} or %03d.")
 @click.option("--steps", type=int, help="Sampling steps.  [default: the model's own, or 20]")
 @click.option(
@@ -185,24 +189,23 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     for path in paths:
         check_output(path)
     start = time.perf_counter()
-    pipe = StableDiffusionPipeline.from_pretrained(options["model"], precision=options["precision"], weights="mmap")
+    pipe = StableDiffusionPipeline.open(options["model"], precision=options["precision"], vae=options["vae"])
     stages = {"load": time.perf_counter() - start}
     options["steps"] = options["steps"] if options["steps"] is not None else pipe.defaults["num_inference_steps"]
     options["scale"] = options["scale"] if options["scale"] is not None else pipe.defaults["guidance_scale"]
     name = _spaced(pipe.scheduler_name(options["sampler"]), options["spacing"])
-    # For its errors, before kernels compile; generate() itself computes nothing.
-    requests = [_request(pipe, prompt, seed, name, options) for seed in seeds]
+    _request(pipe, prompt, seeds[0], name, options)  # for its errors, before kernels compile; it computes nothing
     _say_what_is_cut(pipe, "prompt", prompt)
     _say_what_is_cut(pipe, "negative prompt", options["negative_prompt"])
     _warn_about_size(options["width"], options["height"])
     _warm_up()
     start = time.perf_counter()
-    pipe.pack(options["weights"])
+    pipe.prepare(options["weights"])
     stages["load"] += time.perf_counter() - start
-    for seed, path, request in zip(seeds, paths, requests, strict=True):
+    for seed, path in zip(seeds, paths, strict=True):
         counting: Any = profiler.profile() if options["profile"] else nullcontext({})
         with kernels.reuse(), counting as rows:
-            images = _draw(pipe, request, options["steps"], stages)
+            images = _draw(pipe, _request(pipe, prompt, seed, name, options), options["steps"], stages)
         start = time.perf_counter()
         metadata = None if options["no_metadata"] else _metadata(pipe, prompt, seed, name, images, options)
         save_png(path, to_pil(images)[0], metadata)
@@ -331,6 +334,34 @@ def _metadata(
     return Parameters(prompt, options["negative_prompt"], settings)
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@main.command("convert")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all weights.  [default: as they are stored]")
+def convert_command(source: str, target: str, dtype: str | None) -> None:
+    """Write the model SOURCE as TARGET, in another dtype or layout.
+
+    TARGET is a single file if its name ends in .safetensors, else a folder in diffusers layout. Other safetensors files
+    (a VAE, a LoRA) keep their tensors' names.
+
+    Example: sd-numba convert stable-diffusion-v1-5 sd15-f16.safetensors --dtype f16
+    """
+    with closing(convert(source, target, dtype)) as progress:
+        bar: Any
+        with click.progressbar(length=0, label="writing", file=sys.stderr, item_show_func=_gigabytes) as bar:
+            for done, total in progress:
+                bar.length = total
+                bar.update(done - bar.pos, (done, total))
+    click.echo(target)
+
+
+def _gigabytes(bytes_of: tuple[int, int] | None) -> str | None:
+    return None if bytes_of is None else f"{bytes_of[0] / 1e9:.2f} of {bytes_of[1] / 1e9:.2f} GB"
+
+
 # --- checks and tests -------------------------------------------------------------------------------------------------
 
 
@@ -378,11 +409,9 @@ def clip_test(model: str | None, threads: int) -> None:
     Prints the shape and the range of what comes out. By default with the embedded model.
     """
     kernels.set_threads(threads)
-    folder = open_model(model)
-    config = TextEncoderConfig.from_dict(folder.text_encoder)
-    tokenizer = Tokenizer.from_folder(folder.folder("tokenizer"), config.vocab_size)
-    weights = Weights.open(folder.folder("text_encoder"))
-    encoder = TextEncoder(weights, config)
+    opened = open_model(model)
+    config, weights = TextEncoderConfig.from_dict(opened.text_encoder), opened.weights("text_encoder")
+    tokenizer, encoder = opened.open_tokenizer(config.vocab_size), TextEncoder(weights, config)
     weights.finish()
     _warm_up()
     for prompt in CLIP_PROMPTS:
@@ -418,12 +447,12 @@ def diffusion_test(model: str | None, threads: int, width: int | None, height: i
     Prints shapes, range, seconds and GFLOP/s of the second of two passes. By default with the embedded model.
     """
     kernels.set_threads(threads)
-    folder = open_model(model)
-    config = UNetConfig.from_dict(folder.unet)
-    weights = Weights.open(folder.folder("unet"))
+    opened = open_model(model)
+    config = UNetConfig.from_dict(opened.unet)
+    weights = opened.weights("unet")
     unet = UNet(weights, config)
     weights.finish()
-    factor = 2 ** (len(folder.vae.get("block_out_channels", [0] * 4)) - 1)
+    factor = 2 ** (len(opened.vae.get("block_out_channels", [0] * 4)) - 1)
     side = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
     for name, value in (("height", height), ("width", width)):
         if value is not None:

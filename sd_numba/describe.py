@@ -5,36 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import ModelFolder, find_weights, open_model
+from .checkpoint import find_weights, kind_of
 from .errors import ModelError, SdNumbaError
 from .metadata import read_parameters
+from .model import COMPONENTS, NETWORKS, Model, open_model
 from .samplers import make_sampler, sampler_name_from_config
-from .text_encoder import TextEncoder, TextEncoderConfig
-from .tokenizer import Tokenizer
-from .unet import UNet, UNetConfig
-from .vae import Vae, VaeConfig
+from .text_encoder import TextEncoderConfig
 from .weights import ShapeRecorder, TensorInfo, Weights, find_nonfinite, read_header
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-NETWORKS: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = {
-    "text_encoder": (TextEncoder, TextEncoderConfig.from_dict),
-    "unet": (UNet, UNetConfig.from_dict),
-    "vae": (Vae, VaeConfig.from_dict),
-}
-# A piece of a tensor's name -> what a file with such a tensor is; the first that is found counts.
-KINDS = (
-    ("model.diffusion_model.", "single-file Stable Diffusion checkpoint"),
-    ("lora_", "LoRA"),
-    ("controlnet_cond_embedding.", "ControlNet"),
-    ("time_embedding.", "UNet"),
-    ("decoder.conv_in.", "VAE"),
-    ("token_embedding.", "CLIP text encoder"),
-)
 
 
 @dataclass(frozen=True)
@@ -119,19 +103,19 @@ def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
     yield _check_scheduler(model)
 
 
-def _check_tokenizer(model: ModelFolder) -> Report:
+def _check_tokenizer(model: Model) -> Report:
     try:
         vocab_size = TextEncoderConfig.from_dict(model.text_encoder).vocab_size
-        tokenizer = Tokenizer.from_folder(model.folder("tokenizer"), vocab_size)
+        tokenizer = model.open_tokenizer(vocab_size)
     except ModelError as error:
         return Report("tokenizer", "", (str(error),))
     return Report("tokenizer", f"{tokenizer.vocab_size} tokens, rows of {tokenizer.max_length}")
 
 
-def _check_network(model: ModelFolder, component: str) -> Report:
+def _check_network(model: Model, component: str) -> Report:
     faults = []
     try:
-        weights = Weights.open(model.folder(component))
+        weights = model.weights(component)
     except ModelError as error:
         return Report(component, "", (str(error),))
     try:
@@ -148,7 +132,7 @@ def _check_network(model: ModelFolder, component: str) -> Report:
     return Report(component, contents + unused, tuple(faults))
 
 
-def _check_scheduler(model: ModelFolder) -> Report:
+def _check_scheduler(model: Model) -> Report:
     contents = str(model.scheduler.get("_class_name", "no class named"))
     try:
         name = sampler_name_from_config(model.scheduler)
@@ -186,12 +170,12 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 
 def _describe_folder(folder: Path) -> str:
-    if not any((folder / name).is_dir() for name in NETWORKS):  # one component's folder
+    if not any((folder / name).is_dir() for name in COMPONENTS):  # one component's folder
         return _describe_weights(Weights.open(find_weights(folder)).files)
     model = open_model(folder)
     lines = [f"Stable Diffusion model in diffusers layout: {folder}"]
     for name in NETWORKS:
-        lines.append(f"{name}: {_describe_weights(Weights.open(model.folder(name)).files)}")
+        lines.append(f"{name}: {_describe_weights(model.weights(name).files)}")
     known = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing")
     lines.append(f"scheduler: {', '.join(str(model.scheduler[key]) for key in known if key in model.scheduler)}")
     return "\n".join(lines)
@@ -199,5 +183,5 @@ def _describe_folder(folder: Path) -> str:
 
 def _describe_weights(files: list[Path]) -> str:
     tensors = {name: info for file in files for name, info in read_header(file).items()}
-    kind = next((kind for piece, kind in KINDS if any(piece in name for name in tensors)), "safetensors file")
+    kind = kind_of(tensors).title
     return f"{kind}: {Contents.of(tensors.values())}{f' in {len(files)} shards' if len(files) > 1 else ''}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from PIL import Image
 import kernels
 
 from .arguments import check_choice, check_prompts, check_size, check_whole, resolve_seeds
-from .checkpoint import ModelFolder, open_model
 from .errors import InputError, ModelError
+from .model import NETWORKS, V_SIZE, Model, open_model
 from .noise import make_noise
 from .samplers import SAMPLER_NAMES, Sampler, canonical_sampler_name, make_sampler, sampler_name_from_config
-from .text_encoder import TextEncoder, TextEncoderConfig
-from .tokenizer import Tokenizer
-from .unet import EncodedContext, UNet, UNetConfig
-from .vae import Vae, VaeConfig
-from .weights import Weights, find_nonfinite
+from .text_encoder import TextEncoder
+from .unet import EncodedContext, UNet
+from .vae import Vae
+from .weights import find_nonfinite
 
 PRECISIONS = ("f32",)
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
@@ -108,47 +107,75 @@ class StableDiffusionPipeline:
     >>> out.images[0].save("apple.png")
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        text_encoder: TextEncoder,
-        unet: UNet,
-        vae: Vae,
-        scheduler_config: dict[str, Any],
-        name: str = "",
-        defaults: Mapping[str, Any] | None = None,
-        weights: Sequence[Weights] = (),
-    ) -> None:
-        self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
-        self.scheduler_config, self.name = scheduler_config, name
+    text_encoder: TextEncoder
+    unet: UNet
+    vae: Vae
+
+    def __init__(self, model: Model) -> None:
+        self.scheduler_config, self.name = model.scheduler, model.name
         self.defaults = {
             "num_inference_steps": 20,
             "guidance_scale": 7.5,
-            "scheduler": _own_sampler(scheduler_config),
-            **(defaults or {}),
+            "scheduler": _own_sampler(model.scheduler),
+            **model.defaults,
         }
-        self._weights = tuple(weights)
-        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+        self._configs = {part: parse(getattr(model, part)) for part, (_, parse) in NETWORKS.items()}
+        self.tokenizer = model.open_tokenizer(self._configs["text_encoder"].vocab_size)
+        self._weights = {part: model.weights(part) for part in NETWORKS}
+        for part in NETWORKS:
+            self._build(part)
+            self._weights[part].finish()
+        self._check_parts(model.path)
+
+    def _build(self, part: str) -> None:
+        setattr(self, part, NETWORKS[part][0](self._weights[part], self._configs[part]))
+
+    def _check_parts(self, path: Path) -> None:
+        """Raise ModelError unless the parts of the model belong together."""
+        width, latents = self.text_encoder.config.hidden_size, self.vae.config.latent_channels
+        unet = self.unet.config
+        if unet.in_channels > unet.out_channels == latents:
             raise ModelError(
-                f"{name}: its text encoder is {text_encoder.config.hidden_size} wide, "
-                f"but its UNet expects {unet.config.cross_attention_dim}; the folder mixes two models"
+                f"{path}: its UNet takes {unet.in_channels} channels, {latents} of them latents: a model for "
+                "inpainting or editing; expected one for text to image"
             )
+        faults = (
+            (
+                width != unet.cross_attention_dim,
+                f"text encoder is {width} wide, but its UNet expects {unet.cross_attention_dim}",
+            ),
+            (
+                latents != unet.in_channels,
+                f"VAE has {latents} latent channels, but its UNet expects {unet.in_channels}",
+            ),
+        )
+        for wrong, fault in faults:
+            if wrong:
+                raise ModelError(f"{path}: its {fault}; the parts are of different models")
 
     @classmethod
     def from_pretrained(
-        cls, model: str | os.PathLike[str] | None = None, *, precision: str = "f32", weights: str = "auto"
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        precision: str = "f32",
+        weights: str = "auto",
+        vae: str | os.PathLike[str] | None = None,
     ) -> StableDiffusionPipeline:
         """Open a model.
 
         Parameters
         ----------
         model : path, optional
-            Folder in diffusers layout; without it, the small model that comes with the package.
+            Folder in diffusers layout, or a ``.safetensors`` file with everything in it; without it, the small model
+            that comes with the package.
         precision : {"f32"}
             Arithmetic of the products.
         weights : {"auto", "mmap", "packed"}
             Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
             whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
+        vae : path, optional
+            File or folder of another autoencoder, instead of the model's own.
 
         Returns
         -------
@@ -161,27 +188,28 @@ class StableDiffusionPipeline:
         InputError
             If precision or weights is none of the above.
         """
-        check_choice("precision", precision, PRECISIONS)
         check_choice("weights", weights, WEIGHT_POLICIES)
-        folder: ModelFolder = open_model(model)
-        text_config = TextEncoderConfig.from_dict(folder.text_encoder)
-        unet_config, vae_config = UNetConfig.from_dict(folder.unet), VaeConfig.from_dict(folder.vae)
-        tokenizer = Tokenizer.from_folder(folder.folder("tokenizer"), text_config.vocab_size)
-        sources = [Weights.open(folder.folder(part)) for part in ("text_encoder", "unet", "vae")]
-        networks = (
-            _build(TextEncoder, sources[0], text_config),
-            _build(UNet, sources[1], unet_config),
-            _build(Vae, sources[2], vae_config),
-        )
-        pipe = cls(tokenizer, *networks, folder.scheduler, folder.name, folder.defaults, sources)
-        pipe.pack(weights)
+        pipe = cls.open(model, precision=precision, vae=vae)
+        pipe.prepare(weights)
         return pipe
 
-    def pack(self, weights: str = "auto") -> None:
-        """Let networks keep packed copies of their weights; `from_pretrained` has done so as its `weights` says.
+    @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        precision: str = "f32",
+        vae: str | os.PathLike[str] | None = None,
+    ) -> StableDiffusionPipeline:
+        """Do what `from_pretrained` does, but for what takes a compiled kernel: that is left to `prepare`.
 
-        The command line opens a model with ``mmap``, so that its errors come before any kernel is compiled, and packs
-        the weights afterwards: packing takes a compiled kernel.
+        So the command line can tell errors, and change the model, before it compiles.
+        """
+        check_choice("precision", precision, PRECISIONS)
+        return cls(open_model(model, vae))
+
+    def prepare(self, weights: str = "auto") -> None:
+        """Pack weights as `from_pretrained` says, and find out what the UNet predicts if the model's file does not say.
 
         Raises
         ------
@@ -189,17 +217,36 @@ class StableDiffusionPipeline:
             If weights is none of those that `from_pretrained` takes.
         """
         check_choice("weights", weights, WEIGHT_POLICIES)
-        for part, source in zip(("text_encoder", "unet", "vae"), self._weights, strict=False):
+        for part, source in self._weights.items():
             floats = sum(math.prod(source.info(name).shape) for name in source.names())
             if not source.packed and (weights == "packed" or (weights == "auto" and 4 * floats < PACK_BELOW)):
                 source.packed = True
-                network = getattr(self, part)
-                setattr(self, part, type(network)(source, network.config))
+                self._build(part)
+        if self.scheduler_config.get("prediction_type", "") is None:
+            self._find_prediction_type()
+
+    def _find_prediction_type(self) -> None:
+        """Tell noise from velocity by what the UNet makes of grey latents at the noisiest timestep.
+
+        There the noise to predict is about the latents, the velocity far below them: AUTOMATIC1111's web UI tells the
+        models of family 2.x apart so, with the same numbers.
+        """
+        config = self.unet.config
+        grey = np.full((1, config.in_channels, 8, 8), 0.5, np.float32)
+        context = np.full((1, 2, config.cross_attention_dim), 0.5, np.float32)
+        velocity = float(np.mean(self.unet(grey, 999, context) - grey)) < -1
+        self.scheduler_config = {
+            **self.scheduler_config,
+            "prediction_type": "v_prediction" if velocity else "epsilon",
+        }
+        if velocity:
+            self._configs["unet"] = replace(config, sample_size=V_SIZE)
+            self._build("unet")
 
     @property
     def unet_files(self) -> list[Path]:
         """Files that hold the UNet: they tell models apart."""
-        return [file for weights in self._weights[1:2] for file in weights.files]
+        return self._weights["unet"].files
 
     @property
     def scheduler_names(self) -> tuple[str, ...]:
@@ -431,7 +478,7 @@ class StableDiffusionPipeline:
 
     def _not_finite(self, where: str) -> ModelError:
         """Find out whose fault it is that a result holds NaN or infinity."""
-        for weights in self._weights:
+        for weights in self._weights.values():
             for name, count in find_nonfinite(weights):
                 return ModelError(
                     f"{weights.path}: tensor {name} holds NaN or infinite values ({count}); download the file again"
@@ -445,13 +492,6 @@ class StableDiffusionPipeline:
 def to_pil(images: np.ndarray) -> list[Image.Image]:
     """Turn float pictures ``(b, h, w, 3)`` in [0, 1] into PIL images."""
     return [Image.fromarray(picture) for picture in (images * 255).round().astype(np.uint8)]
-
-
-def _build(network: Callable[[Weights, Any], Any], weights: Weights, config: Any) -> Any:
-    """Build a network over mapped weights, which must all fit."""
-    built = network(weights, config)
-    weights.finish()
-    return built
 
 
 def _own_sampler(scheduler_config: Mapping[str, Any]) -> str | None:

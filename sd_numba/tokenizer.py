@@ -9,6 +9,8 @@ Method: Radford et al., "Learning Transferable Visual Models From Natural Langua
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +47,7 @@ class Tokenizer:
 
     Examples
     --------
-    >>> from sd_numba.checkpoint import embedded_model_path
+    >>> from sd_numba.model import embedded_model_path
     >>> tokenizer = Tokenizer.from_folder(embedded_model_path() / "tokenizer")
     >>> tokenizer("a cat").shape
     (1, 77)
@@ -79,20 +81,58 @@ class Tokenizer:
         try:
             special = {key: config.get(key) or default for key, default in SPECIAL_TOKENS.items()}
             model = _read_vocabulary(folder, whole, _content(special["unk_token"]))
-            added = _added_tokens(config, whole, special)
-            backend = _build_backend(model, added)
-            vocab = backend.get_vocab()
-            bos_id, eos_id, pad_id = (vocab[_content(special[key])] for key in ("bos_token", "eos_token", "pad_token"))
+            tokenizer = cls._of(model, _added_tokens(config, whole, special), special, config.get("model_max_length"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}: its tokenizer files are damaged: {error!r:.200}") from None
-        length = config.get("model_max_length")
+        return tokenizer._checked(folder, vocab_size)
+
+    @classmethod
+    def clip(cls, pad_token: str, vocab_size: int | None = None) -> Tokenizer:
+        """Set up CLIP's own tokenizer, from the vocabulary that comes with the package.
+
+        SD 1.x pads with ``<|endoftext|>``, SD 2.x with ``!``; ``vocab_size`` is as for `from_folder`.
+
+        Raises
+        ------
+        ModelError
+            There are more tokens than the text encoder knows.
+        """
+        special = SPECIAL_TOKENS | {"pad_token": pad_token}
+        model = _byte_pairs(*_clip_vocabulary(), special["unk_token"])
+        tokenizer = cls._of(model, _added_tokens({}, {}, special), special, CLIP_LENGTH)
+        return tokenizer._checked("CLIP's vocabulary", vocab_size)
+
+    @classmethod
+    def _of(cls, model: BPE, added: list[AddedToken], special: Mapping[str, Any], length: object) -> Tokenizer:
+        backend = _build_backend(model, added)
+        vocab = backend.get_vocab()
+        bos_id, eos_id, pad_id = (vocab[_content(special[key])] for key in ("bos_token", "eos_token", "pad_token"))
         # Some files say 1e30 for "no limit", but CLIP always has one.
         if not isinstance(length, int) or not 2 < length <= 4096:
             length = CLIP_LENGTH
-        size = max(vocab.values()) + 1
-        if vocab_size is not None and size > vocab_size:
-            raise ModelError(f"{folder}: has {size} tokens, but the text encoder knows {vocab_size}")
         return cls(backend, bos_id, eos_id, pad_id, length)
+
+    def _checked(self, source: object, vocab_size: int | None) -> Tokenizer:
+        if vocab_size is not None and self.vocab_size > vocab_size:
+            raise ModelError(f"{source}: has {self.vocab_size} tokens, but the text encoder knows {vocab_size}")
+        return self
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is CLIP's own vocabulary."""
+        return self._backend.get_vocab() == _clip_vocabulary()[0]
+
+    def save(self, folder: Path) -> None:
+        """Write CLIP's tokenizer as a ``tokenizer`` folder, with this one's padding."""
+        vocab, merges = _clip_vocabulary()
+        folder.mkdir()
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        pad_token = self._backend.id_to_token(self.pad_id)
+        settings = {**SPECIAL_TOKENS, "pad_token": pad_token, "model_max_length": self.max_length}
+        settings |= {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "add_prefix_space": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def __call__(self, text: str | Sequence[str]) -> np.ndarray:
         """Token ids of one prompt or several.
@@ -195,11 +235,25 @@ def _read_vocabulary(folder: Path, whole: Mapping[str, Any], unknown: str) -> BP
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{folder}: vocab.json or merges.txt is damaged: {error}") from None
     try:
-        return BPE(
-            vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False
-        )
+        return _byte_pairs(vocab, merges, unknown)
     except Exception as error:
         raise ModelError(f"{folder}: vocabulary and merges do not belong together: {error}") from None
+
+
+def _byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
+    return BPE(
+        vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False
+    )
+
+
+def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's tokens (letters for bytes, the same as ends of words, what merges make, special ones) and merges."""
+    text = gzip.decompress((Path(__file__).parent / "models" / "clip" / "merges.txt.gz").read_bytes()).decode("utf-8")
+    merges = [(left, right) for left, right in map(str.split, text.splitlines())]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
 
 
 def _build_backend(model: BPE, added: list[AddedToken]) -> Backend:

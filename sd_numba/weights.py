@@ -15,7 +15,7 @@ import math
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,14 @@ class TensorInfo:
     start: int
     nbytes: int
 
+    def rows(self, part: int, parts: int) -> TensorInfo:
+        """One of several equal parts of its rows, as a tensor of its own."""
+        size, rest = divmod(self.shape[0] if self.shape else 0, parts)
+        if rest or not size:
+            raise ModelError(f"found a tensor of shape {self.shape}, expected {parts} equal parts of its rows")
+        nbytes = self.nbytes // parts
+        return TensorInfo(self.dtype, (size, *self.shape[1:]), self.start + part * nbytes, nbytes)
+
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     """Read and check the header of a safetensors file; the tensors themselves are not touched.
@@ -63,6 +71,25 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         The file cannot be read, is no safetensors file, is truncated, or its header contradicts itself.
     """
     path = Path(path)
+    header, base = _load_header(path)
+    header.pop("__metadata__", None)
+    return _check_layout(path, header, base, path.stat().st_size)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the free texts in the header of a safetensors file: what its makers say of it.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or its header is damaged.
+    """
+    texts = _load_header(Path(path))[0].get("__metadata__")
+    return {k: v for k, v in texts.items() if isinstance(v, str)} if isinstance(texts, dict) else {}
+
+
+def _load_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read the JSON of a header; also tells where the tensors start."""
     try:
         if not os.path.isfile(path):
             raise ModelError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
@@ -80,7 +107,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             text = file.read(length)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _check_layout(path, _parse_header(path, text), 8 + length, size)
+    return _parse_header(path, text), 8 + length
 
 
 def _reject_other_formats(path: Path, start: bytes, size: int) -> None:
@@ -111,7 +138,6 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged: its header is not JSON ({error}); download it again") from None
-    header.pop("__metadata__", None)
     return header
 
 
@@ -159,6 +185,26 @@ def _check_layout(path: Path, header: dict[str, Any], base: int, size: int) -> d
     return entries
 
 
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file into memory, to be read.
+
+    Raises
+    ------
+    ModelError
+        It cannot be.
+    """
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be memory-mapped: {error}") from None
+
+
+def tensor_view(info: TensorInfo, mapped: mmap.mmap) -> np.ndarray:
+    """The tensor in a mapped file, as stored."""
+    return np.ndarray(info.shape, NUMPY_DTYPES[info.dtype], buffer=mapped, offset=info.start)
+
+
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:
     """A read-only array of zeros of any shape that takes no memory (all strides are 0)."""
     return np.broadcast_to(np.float32(0), shape)
@@ -197,7 +243,7 @@ class Weights:
         self._missing: list[str] = []
         self._wrong: list[str] = []
         for file in files:
-            self._map(file)
+            self._map(file, read_header(file))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Weights:
@@ -229,15 +275,18 @@ class Weights:
                 raise ModelError(f"{path}: names tensor {name!r:.80}, which is in none of its shards")
         return weights
 
-    def _map(self, path: Path) -> None:
-        header = read_header(path)
+    @classmethod
+    def select(cls, file: Path, tensors: Mapping[str, TensorInfo]) -> Weights:
+        """Open some of the tensors of a file, under the names that they have here."""
+        weights = cls(file, [])
+        weights.files = [file]
+        weights._map(file, tensors)
+        return weights
+
+    def _map(self, path: Path, header: Mapping[str, TensorInfo]) -> None:
         if not header:
             raise ModelError(f"{path}: holds no tensors")
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be memory-mapped: {error}") from None
+        mapped = map_file(path)
         self._maps.append(mapped)
         for stored, info in header.items():
             name = canonical_name(stored)
@@ -271,8 +320,7 @@ class Weights:
 
         It may be unaligned, as in some files of 2022 and 2023: the kernels read it all the same.
         """
-        info, mapped = self._tensors[name]
-        return np.ndarray(info.shape, NUMPY_DTYPES[info.dtype], buffer=mapped, offset=info.start)
+        return tensor_view(*self._tensors[name])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The view of a tensor that must have this shape and be F32, F16 or BF16 (as uint16).

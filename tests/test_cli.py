@@ -14,8 +14,8 @@ from PIL import Image
 
 import kernels
 from sd_numba import StableDiffusionPipeline, metadata
-from sd_numba.checkpoint import embedded_model_path
 from sd_numba.cli import main, output_paths
+from sd_numba.model import embedded_model_path
 
 SMALL = ["--steps", "2", "-W", "64", "-H", "64", "-s", "1"]
 
@@ -111,12 +111,15 @@ def test_a_sampler_named_with_its_spacing_may_be_asked_for_it_again(run):
 def test_kernels_compile_after_the_arguments_are_checked_and_before_they_are_needed(run, monkeypatch):
     happened = []
     monkeypatch.setattr(kernels, "warmup", lambda: happened.append("warmup") or iter(()))
-    pack = StableDiffusionPipeline.pack
-    monkeypatch.setattr(
-        StableDiffusionPipeline, "pack", lambda self, weights: happened.append(weights) or pack(self, weights)
-    )
+    for name in ("generate", "prepare"):
+        method = getattr(StableDiffusionPipeline, name)
+        monkeypatch.setattr(
+            StableDiffusionPipeline,
+            name,
+            lambda *args, name=name, method=method, **options: happened.append(name) or method(*args, **options),
+        )
     assert run("generate", "a fox", *SMALL).exit_code == 0
-    assert happened == ["mmap", "warmup", "auto"]
+    assert happened == ["generate", "warmup", "prepare", "generate"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sd_numba.checkpoint import embedded_model_path
 from sd_numba.describe import check_model, describe, expected_shapes
 from sd_numba.errors import ModelError, SdNumbaError
 from sd_numba.metadata import save_png
+from sd_numba.model import embedded_model_path
 
 SD15 = {
     "text_encoder": {

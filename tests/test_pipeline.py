@@ -10,7 +10,7 @@ from PIL import Image
 import kernels
 from sd_numba import InputError, ModelError, StableDiffusionPipeline
 from sd_numba.arguments import resolve_seeds
-from sd_numba.checkpoint import embedded_model_path
+from sd_numba.model import embedded_model_path
 
 PROMPT = "a red apple on a blue background"
 FEW = {"num_inference_steps": 3, "width": 64, "height": 64}
@@ -229,14 +229,14 @@ def test_a_model_whose_own_sampler_is_not_supported_runs_with_another(copied):
 def test_weights_can_be_packed_later(pipe):
     late = StableDiffusionPipeline.from_pretrained(weights="mmap")
     before = late.unet
-    late.pack("mmap")
+    late.prepare("mmap")
     assert late.unet is before
-    late.pack("packed")
+    late.prepare("packed")
     assert late.unet is not before
     images = [p("a fox", seed=1, output_type="latent", **FEW).images for p in (pipe, late)]
     np.testing.assert_array_equal(*images)
     with pytest.raises(InputError, match="weights"):
-        late.pack("all")
+        late.prepare("all")
 
 
 def test_a_model_of_two_models_is_refused(copied):

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from sd_numba.checkpoint import embedded_model_path
 from sd_numba.errors import InputError, ModelError
+from sd_numba.model import embedded_model_path
 from sd_numba.tokenizer import Tokenizer
 
 FOLDER = embedded_model_path() / "tokenizer"

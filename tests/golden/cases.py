@@ -412,3 +412,22 @@ class EmbeddedCase:
 
 
 EMBEDDED = EmbeddedCase()
+
+
+# Stable Diffusion 1.5 and 2.1, whose single files have names of their own.
+SINGLE_FILES: dict[str, dict[str, Config]] = {
+    "1": SD15,
+    "2": SD15
+    | {
+        "text_encoder": SD15["text_encoder"]
+        | {
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 23,
+        },
+        "unet": SD15["unet"]
+        | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
+    },
+}

@@ -1,0 +1,244 @@
+"""Writing models: another dtype, another layout, tensor by tensor, so that memory holds next to nothing.
+
+A file or folder appears under its name only when it is complete. Values are rounded to the nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+from . import single_file
+from .describe import expected_shapes
+from .errors import InputError, ModelError
+from .model import CLASSES, NETWORKS, PIPELINE, Model, open_model
+from .storage import DTYPES, Entry, check_space, unfinished, write_safetensors
+from .text_encoder import TextEncoderConfig
+from .unet import UNetConfig
+from .vae import VaeConfig
+from .weights import Weights, map_file, read_header, read_metadata, tensor_view
+
+WEIGHT_FILES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+Progress = Generator[tuple[int, int], None, None]  # bytes written so far, and in all
+EMA = "model_ema."  # averages kept for training, in some single files
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtype: str | None = None) -> Progress:
+    """Write a model, or any safetensors file, in another dtype or layout.
+
+    Parameters
+    ----------
+    source
+        A model's folder or single file; or another safetensors file (a VAE, a LoRA), which keeps its names.
+    target
+        Where to write: a file if the name ends in ``.safetensors``, else a folder in diffusers layout. Must not exist.
+    dtype : {"f32", "f16", "bf16"}, optional
+        Of all weights; None keeps what they are.
+
+    Returns
+    -------
+    generator of (int, int)
+        Bytes written so far, and in all.
+
+    Raises
+    ------
+    ModelError
+        The source is damaged, has no such layout, or has values that float16 cannot hold.
+    InputError
+        The target exists, or cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype: found {dtype!r:.80}, expected {', '.join(DTYPES)}")
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists already; choose another name or remove it")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: its folder {target.parent} does not exist; make it first")
+    to_file = target.suffix == ".safetensors"
+    if not to_file and target.suffix in (".ckpt", ".pt", ".bin", ".gguf"):
+        raise InputError(f"{target}: models are written as .safetensors files or as folders; choose such a name")
+    if to_file and source.is_file():
+        tensors, metadata = _same_names(source)
+        return _write_file(target, tensors, dtype, metadata)
+    model = open_model(source)
+    if to_file:
+        return _write_file(target, single_tensors(model), dtype, _single_metadata(model))
+    return _write_folder(target, model, dtype)
+
+
+# --- what to write ----------------------------------------------------------------------------------------------------
+
+
+def _same_names(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    header, mapped = read_header(path), map_file(path)
+    entries = {
+        name: Entry(info.dtype, info.shape, (tensor_view(info, mapped).reshape(-1),))
+        for name, info in header.items()
+        if not name.startswith(EMA)
+    }
+    return entries, read_metadata(path)
+
+
+def _entry(weights: Weights, name: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(weights.info(name).dtype, shape, (weights.raw(name).reshape(-1),))
+
+
+def _component(model: Model, component: str) -> dict[str, Entry]:
+    """Give the tensors that a network needs, under diffusers' names."""
+    weights = model.weights(component)
+    shapes = expected_shapes(component, getattr(model, component))
+    for name, shape in shapes.items():
+        weights.take(name, shape)
+    weights.finish()
+    return {name: _entry(weights, name, shape) for name, shape in shapes.items()}
+
+
+def single_tensors(model: Model) -> dict[str, Entry]:
+    """Give a model's tensors under their names in a single file, if such a file can hold this model."""
+    openclip = _check_fits_single(model)
+    unet, vae = UNetConfig.from_dict(model.unet), VaeConfig.from_dict(model.vae)
+    crossed = [kind == "CrossAttnDownBlock2D" for kind in unet.down_block_types]
+    names = {
+        "unet": single_file.unet_names(unet.layers_per_block, crossed),
+        "vae": single_file.vae_names(len(vae.block_out_channels), vae.layers_per_block),
+    }
+    result = {}
+    for component, table in names.items():
+        for name, entry in _component(model, component).items():
+            result[single_file.PREFIXES[component] + table.to_single(name)] = _as_convolution(component, name, entry)
+    text = _component(model, "text_encoder")
+    prefix = single_file.TEXT + (single_file.OPENCLIP if openclip else single_file.CLIP)
+    return result | {prefix + name: entry for name, entry in (_openclip(text) if openclip else text).items()}
+
+
+def _as_convolution(component: str, name: str, entry: Entry) -> Entry:
+    """The projections of the autoencoder's attention are stored as 1x1 convolutions there."""
+    if component == "vae" and ".attentions." in name and len(entry.shape) == 2:
+        return Entry(entry.stored, (*entry.shape, 1, 1), entry.parts)
+    return entry
+
+
+def _openclip(text: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Rename the tensors of a text encoder, and join the projections of its attention."""
+    table = single_file.openclip_names(sum(name.endswith(".layer_norm1.weight") for name in text))
+    result = {}
+    for name, entry in text.items():
+        module, _, rest = name.partition(".self_attn.")
+        projection, kind = (*rest.split("."), "")[:2]
+        if projection in ("k_proj", "v_proj"):
+            continue
+        if projection == "q_proj":
+            parts = [text[f"{module}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            shape = (3 * entry.shape[0], *entry.shape[1:])
+            joint = table.to_single(f"{module}.{kind}").removesuffix(kind) + f"attn.in_proj_{kind}"
+            result[joint] = Entry(entry.stored, shape, tuple(part.parts[0] for part in parts))
+        else:
+            result[table.to_single(name).replace("positional_embedding.weight", "positional_embedding")] = entry
+    return result
+
+
+def _check_fits_single(model: Model) -> bool:
+    """Raise ModelError if a single file would lose what the configurations say; tell whether it is of family 2.x."""
+    unet = UNetConfig.from_dict(model.unet)
+    openclip = unet.use_linear_projection
+    shapes = {name: expected_shapes(name, getattr(model, name)) for name in NETWORKS}
+    text = TextEncoderConfig.from_dict(model.text_encoder)
+    inferred = (
+        (unet, UNetConfig.from_dict(single_file.infer_unet(shapes["unet"]))),
+        (VaeConfig.from_dict(model.vae), VaeConfig.from_dict(single_file.infer_vae(shapes["vae"]))),
+        (text, TextEncoderConfig.from_dict(single_file.infer_text_encoder(shapes["text_encoder"], openclip))),
+    )
+    for own, other in inferred:
+        for key, value in vars(own).items():
+            if key != "sample_size" and value != vars(other)[key]:
+                raise ModelError(
+                    f"{model.path}: its {key} is {value}, where a single file stands for {vars(other)[key]}; "
+                    "only models of the shapes of Stable Diffusion 1.x and 2.x have that layout; write a folder"
+                )
+    if not model.open_tokenizer(text.vocab_size).is_clip:
+        raise ModelError(f"{model.path}: its tokenizer is not CLIP's, which a single file stands for; write a folder")
+    return openclip
+
+
+def _single_metadata(model: Model) -> dict[str, str]:
+    """Say in ModelSpec's terms what a single file's tensors do not."""
+    velocity = model.scheduler.get("prediction_type") == "v_prediction"
+    family = "v1"
+    if UNetConfig.from_dict(model.unet).use_linear_projection:
+        family = "v2-768-v" if velocity else "v2-512"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{family}",
+        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_file(target: Path, tensors: Mapping[str, Entry], dtype: str | None, metadata: Mapping[str, str]) -> Progress:
+    total = sum(entry.nbytes(dtype) for entry in tensors.values())
+    check_space(target, total)
+
+    def run() -> Progress:
+        with unfinished(target, Path.unlink) as path:
+            for done in write_safetensors(path, tensors, dtype, metadata):
+                yield done, total
+
+    return run()
+
+
+def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
+    components = {name: _component(model, name) for name in NETWORKS}
+    total = sum(entry.nbytes(dtype) for tensors in components.values() for entry in tensors.values())
+    check_space(target, total)
+
+    def run() -> Progress:
+        with unfinished(target, shutil.rmtree) as folder:
+            folder.mkdir()
+            _write_settings(folder, model)
+            before = 0
+            for name, tensors in components.items():
+                done = 0
+                for done in write_safetensors(folder / name / WEIGHT_FILES[name], tensors, dtype, {"format": "pt"}):
+                    yield before + done, total
+                before += done
+
+    return run()
+
+
+def _write_settings(folder: Path, model: Model) -> None:
+    """Write everything of a diffusers folder but the weights."""
+    classes = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", model.scheduler.get("_class_name", "PNDMScheduler")],
+    }
+    index = {"_class_name": PIPELINE, **classes, "safety_checker": [None, None], "feature_extractor": [None, None]}
+    _write_json(folder / "model_index.json", index | ({"_defaults": model.defaults} if model.defaults else {}))
+    for name in NETWORKS:
+        own = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+        kind = own if name == "text_encoder" else {"_class_name": CLASSES[name][0]}
+        _write_json(folder / name / "config.json", kind | getattr(model, name))
+    known = {key: value for key, value in model.scheduler.items() if value is not None}
+    _write_json(folder / "scheduler" / "scheduler_config.json", known)
+    own_tokenizer = model.path / "tokenizer"
+    if own_tokenizer.is_dir():
+        shutil.copytree(own_tokenizer, folder / "tokenizer")
+    else:
+        model.open_tokenizer(TextEncoderConfig.from_dict(model.text_encoder).vocab_size).save(folder / "tokenizer")
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

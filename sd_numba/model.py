@@ -1,0 +1,253 @@
+"""Opening a model: a diffusers folder, a single file, or the embedded model; its configurations, and where the rest is.
+
+Nothing is built and no weight is read here: that is up to `pipeline` and `describe`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import single_file
+from .checkpoint import find_weights, kind_of, read_json
+from .errors import ModelError
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .tokenizer import Tokenizer
+from .unet import UNet, UNetConfig
+from .vae import Vae, VaeConfig
+from .weights import TensorInfo, Weights, read_header, read_metadata
+
+COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+PIPELINE = "StableDiffusionPipeline"
+# Components that have weights -> the classes in their config.json that can be run.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "text_encoder": (TextEncoder, TextEncoderConfig.from_dict),
+    "unet": (UNet, UNetConfig.from_dict),
+    "vae": (Vae, VaeConfig.from_dict),
+}
+# What all models of the families 1.x and 2.x have in common, and a single file does not say.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "skip_prk_steps": True,
+}
+V_SIZE = 96  # latent pixels a side of the models of family 2.x that predict the velocity
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose files are there.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder or file.
+    name : str
+        As pictures' metadata says it.
+    text_encoder, unet, vae, scheduler : dict
+        The configurations, as in the ``config.json`` files of a diffusers folder. The scheduler's ``prediction_type``
+        is None if it can only be found out by asking the UNet.
+    defaults : dict
+        Settings that the model's makers advise (``_defaults`` in ``model_index.json``), which may hold
+        ``num_inference_steps``, ``guidance_scale`` and ``scheduler``.
+    openers : mapping
+        Component -> function that opens its weights.
+    open_tokenizer : callable
+        Opens the tokenizer, for a text encoder that knows so many tokens.
+    """
+
+    path: Path
+    name: str
+    text_encoder: dict[str, Any]
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: dict[str, Any]
+    defaults: dict[str, Any]
+    openers: Mapping[str, Callable[[], Weights]]
+    open_tokenizer: Callable[[int], Tokenizer]
+
+    def weights(self, component: str) -> Weights:
+        """Open the weights of ``text_encoder``, ``unet`` or ``vae``.
+
+        Raises
+        ------
+        ModelError
+            They are damaged.
+        """
+        return self.openers[component]()
+
+
+def embedded_model_path() -> Path:
+    """The folder of the small model that comes with the package."""
+    return Path(__file__).parent / "models" / "emoji-world"
+
+
+def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None) -> Model:
+    """Find a model of Stable Diffusion 1.x or 2.x, and its configurations; no weights yet.
+
+    Parameters
+    ----------
+    path
+        A folder in diffusers layout, or a ``.safetensors`` file with everything in it; None is the embedded model.
+    vae
+        Another autoencoder instead of the model's own: a ``.safetensors`` file with diffusers' or the original names,
+        or a folder.
+
+    Raises
+    ------
+    ModelError
+        There is no such folder or file, a component or its weights are missing, a configuration is not valid JSON, or
+        it is another kind of model.
+    """
+    found = embedded_model_path() if path is None else Path(path)
+    other = None if vae is None else _open_vae(Path(vae))
+    model = _open_file(found, other is not None) if os.path.isfile(found) else _open_folder(found)
+    if other is None:
+        return model
+    config, opener = other
+    return replace(model, vae=config, openers={**model.openers, "vae": opener})
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _open_folder(folder: Path) -> Model:
+    if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise for a name that no file can have
+        found = "cannot be opened" if os.path.exists(folder) else "does not exist"
+        raise ModelError(
+            f"{folder}: {found}; expected a .safetensors file or a folder with {_listed(COMPONENTS, 'and')} in it"
+        )
+    index = _read_index(folder)
+    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    if len(missing) == len(COMPONENTS):
+        raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(COMPONENTS, 'and')}")
+    if missing:
+        raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing; download it again")
+    configs = {name: read_json(folder / name / "config.json") for name in CLASSES}
+    for name, classes in CLASSES.items():
+        _check_class(folder / name / "config.json", configs[name], classes)
+        find_weights(folder / name)
+    defaults = index.get("_defaults")
+    return Model(
+        folder,
+        folder.resolve().name,
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        defaults=defaults if isinstance(defaults, dict) else {},
+        openers={name: partial(Weights.open, folder / name) for name in CLASSES},
+        open_tokenizer=partial(Tokenizer.from_folder, folder / "tokenizer"),
+        **configs,
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Refuse other pipelines, by their index or, where there is none, by the second text encoder of SDXL and SD 3."""
+    path = folder / "model_index.json"
+    index = read_json(path) if path.exists() else {}
+    found = index.get("_class_name")
+    if found is None and (folder / "text_encoder_2").is_dir():
+        found = "a model with two text encoders (SDXL)"
+    if found not in (None, PIPELINE):
+        raise ModelError(f"{folder}: found {found!s:.80}, supported is {PIPELINE} (Stable Diffusion 1.x and 2.x)")
+    return index
+
+
+def _check_class(path: Path, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    found = config.get("_class_name") or config.get("architectures")
+    found = found[0] if isinstance(found, list) and found else found
+    if found and found not in classes:
+        raise ModelError(f"{path}: found a {found!s:.80}, supported is {_listed(classes, 'or')}")
+
+
+def _listed(words: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def _open_file(path: Path, has_vae: bool) -> Model:
+    """Open a single file; its autoencoder may be missing if another one is given."""
+    header = read_header(path)
+    wanted = {name: prefix for name, prefix in single_file.PREFIXES.items() if not (has_vae and name == "vae")}
+    missing = [prefix for prefix in wanted.values() if not any(name.startswith(prefix) for name in header)]
+    kind = kind_of(header)
+    if missing or not kind.supported:
+        lacks = f" without tensors {_listed([f'{prefix}*' for prefix in missing], 'and')}" if missing else ""
+        raise ModelError(
+            f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{kind.advice}"
+        )
+    openclip = not any(name.startswith(single_file.TEXT + single_file.CLIP) for name in header)
+    tensors = {name: single_file.component_tensors(header, name) for name in wanted}
+    shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
+    try:
+        text_encoder = single_file.infer_text_encoder(shapes["text_encoder"], openclip)
+        unet = single_file.infer_unet(shapes["unet"])
+        vae = single_file.infer_vae(shapes["vae"]) if "vae" in shapes else {}
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    prediction = _prediction_type(header, read_metadata(path), openclip)
+    if openclip and prediction == "v_prediction":
+        unet["sample_size"] = V_SIZE
+    return Model(
+        path,
+        path.stem,
+        text_encoder,
+        unet,
+        vae,
+        scheduler={**SCHEDULER, "prediction_type": prediction},
+        defaults={},
+        openers={name: partial(Weights.select, path, infos) for name, infos in tensors.items()},
+        open_tokenizer=partial(Tokenizer.clip, "!" if openclip else "<|endoftext|>"),
+    )
+
+
+def _prediction_type(names: Mapping[str, object], metadata: Mapping[str, str], openclip: bool) -> str | None:
+    """Tell what the UNet predicts, from the usual marks (tensor v_pred, ModelSpec's metadata); None: cannot tell."""
+    architecture = metadata.get("modelspec.architecture", "")
+    told = metadata.get("modelspec.prediction_type", "")
+    if "v_pred" in names or told == "v" or architecture.startswith("stable-diffusion-v2-768-v"):
+        return "v_prediction"
+    if not openclip or told == "epsilon" or architecture.startswith("stable-diffusion-v2-512"):
+        return "epsilon"
+    return None
+
+
+def _open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
+    """Read the configuration of an autoencoder that replaces a model's own, and how to open its weights."""
+    if os.path.isdir(path):
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        if (folder / "config.json").exists():
+            config = read_json(folder / "config.json")
+            _check_class(folder / "config.json", config, CLASSES["vae"])
+            find_weights(folder)
+            return config, partial(Weights.open, folder)
+        path = find_weights(folder)
+    header = read_header(path)
+    prefix = single_file.VAE
+    inside = {name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)}
+    tensors = single_file.vae_tensors(inside or header)
+    try:
+        config = single_file.infer_vae(shapes_of(tensors))
+    except ModelError as error:
+        raise ModelError(f"{path}: found {kind_of(header).title}, expected a VAE: {error}") from None
+    return config, partial(Weights.select, path, tensors)
+
+
+def shapes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each tensor."""
+    return {name: info.shape for name, info in tensors.items()}
