@@ -1,23 +1,30 @@
 """CPU kernels of diffusion networks, in Numba: matrix products, convolution, attention, norms, activations.
 
-Arrays are float32, C-contiguous, channels last. Weights are float32, float16, or bfloat16 as uint16 bits, in the shape
-that checkpoints store; or packed beforehand by `pack_linear` and `pack_conv2d`. Every function takes ``out=``.
+Arrays are float32, C-contiguous, channels last. Weights have the shape and the dtype that checkpoints store: float32,
+float16, bfloat16 as uint16 bits, or float8 as the structured dtypes `float8_e4m3` and `float8_e5m2`, since NumPy has
+none. In place of one, kernels take what `add_low_rank`, `pack_linear` or `pack_conv2d` made of it. Every function takes
+``out=``.
 """
 
 from kernels.activations import geglu, gelu, gelu_tanh, quick_gelu, silu
-from kernels.arrays import widen
+from kernels.arrays import float8_e4m3, float8_e5m2, widen
 from kernels.attention import attention
 from kernels.conv2d import conv2d, pack_conv2d
 from kernels.gemm import linear, matmul, pack_linear
 from kernels.jit import set_threads, threads, warmup
+from kernels.low_rank import add_low_rank
 from kernels.memory import reuse
 from kernels.norm import group_norm, layer_norm
-from kernels.packing import PackedWeight
+from kernels.packing import AdaptedWeight, PackedWeight
 
 __all__ = [
+    "AdaptedWeight",
     "PackedWeight",
+    "add_low_rank",
     "attention",
     "conv2d",
+    "float8_e4m3",
+    "float8_e5m2",
     "geglu",
     "gelu",
     "gelu_tanh",

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from kernels.memory import empty
-from kernels.simd import BFLOAT16, FLOAT16, FLOAT32, LANES
+from kernels.simd import BFLOAT16, E4M3, E5M2, FLOAT16, FLOAT32, LANES
 
 WRITE, ADD, PAST_CACHES = 0, 1, 2  # how results go to an output
 _STREAM = 16 << 20  # bytes of an output from which they go past the caches: nobody will find them there
-_KINDS = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
+
+# NumPy has no float8. These are the formats of Micikevicius et al., "FP8 formats for deep learning" (2022): E4M3 has no
+# infinities, and E5M2 is the upper half of a float16.
+float8_e4m3, float8_e5m2 = np.dtype([("e4m3", np.uint8)]), np.dtype([("e5m2", np.uint8)])
+_KINDS = {
+    np.dtype(np.float32): FLOAT32,
+    np.dtype(np.float16): FLOAT16,
+    np.dtype(np.uint16): BFLOAT16,
+    float8_e4m3: E4M3,
+    float8_e5m2: E5M2,
+}
 
 
 def address(array: np.ndarray) -> int:
@@ -32,14 +42,20 @@ def check_weight(name: str, weight: np.ndarray, ndim: int) -> int:
     """Raise unless `weight` is a stored weight; return how it is stored (a ``kind`` of `kernels.simd`)."""
     if not isinstance(weight, np.ndarray):
         raise TypeError(f"{name}: found {type(weight).__name__}, expected a NumPy array or a packed weight")
-    kind = _KINDS.get(weight.dtype)
-    if kind is None:
-        raise TypeError(
-            f"{name}: found dtype {weight.dtype}, expected float32, float16, or uint16 that holds bfloat16 bits"
-        )
+    kind = _kind(name, weight)
     _check_layout(name, weight, ndim)
     if not weight.size:
         raise ValueError(f"{name}: found an empty weight {weight.shape}, expected at least one value")
+    return kind
+
+
+def _kind(name: str, weight: np.ndarray) -> int:
+    kind = _KINDS.get(weight.dtype)
+    if kind is None:
+        raise TypeError(
+            f"{name}: found dtype {weight.dtype}, expected float32, float16, or uint16 that holds bfloat16 bits, or "
+            "float8_e4m3 or float8_e5m2 of kernels"
+        )
     return kind
 
 
@@ -110,7 +126,7 @@ def widen(w: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     w : ndarray
-        Float32, float16, or uint16 that holds bfloat16 bits; any shape and layout.
+        In any dtype of stored weights (see `kernels`), of any shape and layout.
 
     Returns
     -------
@@ -124,11 +140,23 @@ def widen(w: np.ndarray) -> np.ndarray:
     """
     if not isinstance(w, np.ndarray):
         raise TypeError(f"w: found {type(w).__name__}, expected a NumPy array")
-    kind = _KINDS.get(w.dtype)
-    if kind is None:
-        raise TypeError(f"w: found dtype {w.dtype}, expected float32, float16, or uint16 that holds bfloat16 bits")
+    kind = _kind("w", w)
+    if kind in {E4M3, E5M2}:
+        return _widen_float8(w.view(np.uint8), kind)
     if kind == BFLOAT16:
         wide = w.astype(np.uint32, order="C")
         wide <<= np.uint32(16)
         return wide.view(np.float32)
     return np.array(w, np.float32, order="C")
+
+
+def _widen_float8(codes: np.ndarray, kind: int) -> np.ndarray:
+    """Return codes of float8 as float32, by way of float16, as the kernels do."""
+    bits = codes.astype(np.uint16, order="C")
+    if kind == E5M2:
+        bits <<= np.uint16(8)
+        return bits.view(np.float16).astype(np.float32)
+    magnitude = bits & np.uint16(0x7F)
+    half = (bits & np.uint16(0x80)) << np.uint16(8) | magnitude << np.uint16(7)
+    wide = half.view(np.float16).astype(np.float32) * np.float32(2**8)
+    return np.where(magnitude == 0x7F, np.float32(np.nan), wide)

@@ -6,25 +6,28 @@ weights; for 3x3 filters at stride 1 those of `kernels.winograd` are faster. Non
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from kernels import winograd
 from kernels.arrays import check_array, check_shape, check_weight
-from kernels.gemm import Geometry, multiply, result
-from kernels.packing import PackedWeight, pack
+from kernels.gemm import Geometry, linear, multiply, result
+from kernels.low_rank import is_apart
+from kernels.packing import AdaptedWeight, PackedWeight, Weight, pack, without_update
 
 ALGORITHMS = ("auto", "direct", "winograd", *winograd.FORMS)
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
 
-def pack_conv2d(w: np.ndarray) -> PackedWeight:
+def pack_conv2d(w: np.ndarray | AdaptedWeight) -> PackedWeight:
     """Pack the weight of a convolution once, for many calls of `conv2d`.
 
     Parameters
     ----------
-    w : ndarray
-        ``(c_out, c_in, kh, kw)``, float32, float16, or uint16 that holds bfloat16 bits.
+    w : ndarray or AdaptedWeight
+        ``(c_out, c_in, kh, kw)``, in any dtype of stored weights (see `kernels`).
 
     Returns
     -------
@@ -36,13 +39,13 @@ def pack_conv2d(w: np.ndarray) -> PackedWeight:
     TypeError, ValueError
         If w is not such an array.
     """
-    check_weight("w", w, 4)
+    check_weight("w", without_update(w), 4)
     return pack(w)
 
 
 def conv2d(
     x: np.ndarray,
-    w: np.ndarray | PackedWeight,
+    w: Weight,
     b: np.ndarray | None = None,
     stride: int = 1,
     padding: Padding = 1,
@@ -58,8 +61,8 @@ def conv2d(
     ----------
     x : ndarray
         Float32 ``(n, h, w, c_in)``, C-contiguous.
-    w : ndarray or PackedWeight
-        ``(c_out, c_in, kh, kw)`` as checkpoints store it: float32, float16, or uint16 that holds bfloat16 bits.
+    w : ndarray, AdaptedWeight or PackedWeight
+        ``(c_out, c_in, kh, kw)`` as checkpoints store it, in any of their dtypes (see `kernels`).
     b : ndarray, optional
         Float32 ``(c_out,)``, or ``(n, c_out)`` for another bias in each image (a time embedding).
     stride : int
@@ -89,7 +92,7 @@ def conv2d(
     """
     check_array("x", x, 4)
     if not isinstance(w, PackedWeight):
-        check_weight("w", w, 4)
+        check_weight("w", without_update(w), 4)
     if len(w.shape) != 4 or w.shape[1] != x.shape[3]:
         raise ValueError(f"w: found shape {w.shape} for x {x.shape}, expected (c_out, {x.shape[3]}, kh, kw)")
     geometry = _geometry(x.shape, w.shape, stride, padding, upsample)
@@ -101,11 +104,17 @@ def conv2d(
     chosen = _choose(algorithm, x.shape[3], c_out, geometry)
     if not out.size:
         return out
-    if chosen == "direct":
+    unpacked = w.stored if isinstance(w, PackedWeight) else w
+    if chosen == "direct" and unpacked is not w:
         multiply(x, w, b, out, geometry, accumulate)
+    elif is_apart(unpacked, geometry, chosen):
+        convolve = partial(conv2d, x, stride=stride, padding=padding, upsample=upsample)
+        convolve(w=unpacked.stored, b=b, out=out, accumulate=accumulate, algorithm=chosen)
+        linear(convolve(w=unpacked.filters), unpacked.up, out=out, accumulate=True)
+    elif chosen == "direct":
+        multiply(x, unpacked, b, out, geometry, accumulate)
     else:
-        stored = w.stored if isinstance(w, PackedWeight) else w
-        winograd.winograd(x, stored, b, out, geometry, accumulate, chosen)
+        winograd.winograd(x, unpacked, b, out, geometry, accumulate, chosen)
     return out
 
 

@@ -39,7 +39,9 @@ from kernels.arrays import (
 from kernels.jit import inline, kernel, threads
 from kernels.memory import scratch
 from kernels.packing import (
+    AdaptedWeight,
     PackedWeight,
+    Weight,
     chunk_size,
     first_row,
     pack,
@@ -47,9 +49,13 @@ from kernels.packing import (
     pack_panel,
     pack_transposed,
     panel_count,
+    stored_size,
+    update_address,
+    update_panel,
+    without_update,
 )
 from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
-from kernels.simd import FLOAT32, LANES, fence, float_pointer, load, next_task, store, stream
+from kernels.simd import LANES, fence, float_pointer, load, next_task, store, stream
 
 _ROWS = 96  # output pixels of a block: their inputs and sums are used while they are in cache
 _PACK_ROWS = 2048  # output pixels of a task that packs its weights, at most
@@ -139,22 +145,23 @@ def _address_rows(table, x, zeros, height, width, pixel_bytes, row0, rows, out_h
         table[i] = zeros
 
 
-@kernel(34)
+@kernel(37)
 def _multiply(
     x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    w, kind, panels, row_channels, chunk, offsets,
+    w, kind, panels, row_channels, chunk, offsets, down, rank, up,
     out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
     row_block, row_blocks, panel_count, group, buffers, panel_bytes, workers,
 ):  # fmt: skip
     """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed.
 
-    The weight is for `channels` of the `row_channels` that its rows have, from where `w` or `panels` points to. A task
-    takes up to `group` panels, which lie `panel_bytes` apart in a worker's buffer.
+    The weight is for `channels` of the `row_channels` that its rows have, from where `w` or `panels` points to; `down`,
+    `rank` and `up` are the update of w, if there is one. A task takes up to `group` panels, which lie `panel_bytes`
+    apart in a worker's buffer.
     """
     taps, pixels = kh * kw, images * out_h * out_w
     out_columns = c_out // 2 if gated else c_out
     panel_columns = WIDTH // 2 if gated else WIDTH
-    row_bytes = row_channels * taps * (4 if kind == FLOAT32 else 2)
+    row_bytes = row_channels * taps * stored_size(kind)
     groups = (panel_count + group - 1) // group
     tasks = row_blocks * groups
     counter = np.zeros(1, np.int64)
@@ -179,6 +186,8 @@ def _multiply(
                 for panel in range(panel0, last_panel):
                     target = packed + (panel - panel0) * panel_bytes
                     pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, target)
+                    if rank:
+                        update_panel(down, rank, up + panel * rank * STRIDE, channels, taps, chunk, table, target)
                 if following < tasks and groups > 1:
                     later = following % groups * group * panel_columns
                     ahead = w + later * row_bytes
@@ -252,7 +261,7 @@ def _plan(pixels: int, panels: int, panel_bytes: int, packed: bool) -> tuple[int
 
 def multiply(
     x: np.ndarray,
-    w: np.ndarray | PackedWeight,
+    w: Weight,
     bias: np.ndarray | None,
     out: np.ndarray,
     geometry: Geometry,
@@ -266,7 +275,7 @@ def multiply(
     ----------
     x, out : ndarray
         Float32, C-contiguous, channels last.
-    w : ndarray or PackedWeight
+    w : ndarray, AdaptedWeight or PackedWeight
         ``(c_out, c_in, kh, kw)`` or ``(n, k)`` as stored, or packed.
     bias : ndarray or None
         Float32 ``(c_out,)``, or ``(images, c_out)`` for one row an image.
@@ -284,12 +293,12 @@ def multiply(
     panel_floats = taps * channels * WIDTH
     *blocks, group = _plan(g.images * g.out_h * g.out_w, panels, panel_floats * 4, isinstance(w, PackedWeight))
     if isinstance(w, PackedWeight):
-        weight = 0, 0, address(w.panels) + first * STRIDE, w.shape[1], chunk, 0
+        weight = 0, 0, address(w.panels) + first * STRIDE, w.shape[1], chunk, 0, 0, 0, 0
         buffers = 0
     else:
-        offsets = pack_offsets(channels, taps)
-        where = address(w) + first * w.itemsize
-        weight = where, check_weight("w", w, w.ndim), 0, w.shape[1], chunk, address(offsets)
+        stored, offsets = without_update(w), address(pack_offsets(channels, taps))
+        where, kind = address(stored) + first * stored.itemsize, check_weight("w", stored, stored.ndim)
+        weight = where, kind, 0, w.shape[1], chunk, offsets, *update_address(w, first)
         buffers = address(scratch.take("weights", workers * group * panel_floats))
     blank = zeros(channels)
     _multiply(
@@ -318,13 +327,13 @@ def zeros(floats: int) -> np.ndarray:
 # --- public -----------------------------------------------------------------------------------------------------------
 
 
-def pack_linear(w: np.ndarray, *, gated: bool = False) -> PackedWeight:
+def pack_linear(w: np.ndarray | AdaptedWeight, *, gated: bool = False) -> PackedWeight:
     """Pack the weight of a linear layer once, for many calls of `linear`.
 
     Parameters
     ----------
-    w : ndarray
-        ``(n, k)``, float32, float16, or uint16 that holds bfloat16 bits.
+    w : ndarray or AdaptedWeight
+        ``(n, k)``, in any dtype of stored weights (see `kernels`).
     gated : bool
         For ``activation="geglu"``, which needs its weight packed so, and for nothing else; n must be even.
 
@@ -338,15 +347,22 @@ def pack_linear(w: np.ndarray, *, gated: bool = False) -> PackedWeight:
     TypeError, ValueError
         If w is not such an array.
     """
-    check_weight("w", w, 2)
+    check_weight("w", without_update(w), 2)
+    check_gated(w, gated)
+    return pack(w, gated)
+
+
+def check_gated(w: Weight, gated: bool) -> None:
+    """Raise unless w can serve a gated activation, or one that is not."""
     if gated and w.shape[0] % 2:
         raise ValueError(f"w: found shape {w.shape}, expected an even number of rows for a gated activation")
-    return pack(w, gated)
+    if isinstance(w, (AdaptedWeight, PackedWeight)) and w.gated != gated:
+        raise ValueError(f"w: found a weight made with gated={w.gated}, expected gated={gated}")
 
 
 def linear(
     x: np.ndarray | tuple[np.ndarray, ...],
-    w: np.ndarray | PackedWeight,
+    w: Weight,
     b: np.ndarray | None = None,
     *,
     activation: str | None = None,
@@ -359,8 +375,8 @@ def linear(
     ----------
     x : ndarray or tuple of ndarray
         Float32 ``(..., k)``, C-contiguous. Several are read as if concatenated along their last axis, without a copy.
-    w : ndarray or PackedWeight
-        ``(n, k)`` as checkpoints store it: float32, float16, or uint16 that holds bfloat16 bits.
+    w : ndarray, AdaptedWeight or PackedWeight
+        ``(n, k)`` as checkpoints store it, in any of their dtypes (see `kernels`).
     b : ndarray, optional
         Float32 ``(n,)``.
     activation : {"silu", "gelu", "gelu_tanh", "quick_gelu", "geglu"}, optional
@@ -384,7 +400,7 @@ def linear(
     parts = check_parts(x)
     rows, k = parts[0].shape[:-1], sum(part.shape[-1] for part in parts)
     if not isinstance(w, PackedWeight):
-        check_weight("w", w, 2)
+        check_weight("w", without_update(w), 2)
     if len(w.shape) != 2 or w.shape[1] != k:
         raise ValueError(f"w: found shape {w.shape} for x {(*rows, k)}, expected (n, {k})")
     n = w.shape[0]
@@ -402,28 +418,25 @@ def linear(
     return out
 
 
-def check_activation(activation: str | None, w: np.ndarray | PackedWeight) -> None:
+def check_activation(activation: str | None, w: Weight) -> None:
     """Raise unless there is such an activation and w suits it."""
     gated = activation == "geglu"
     if not gated and activation is not None and activation not in FUNCTIONS:
         raise ValueError(f"activation: found {activation!r}, expected one of {', '.join(FUNCTIONS)}, geglu, or None")
-    if gated and w.shape[0] % 2:
-        raise ValueError(f"w: found shape {w.shape}, expected an even number of rows for geglu")
-    if isinstance(w, PackedWeight) and w.gated != gated:
-        raise ValueError(f"w: found a weight packed with gated={w.gated}, expected gated={gated}")
+    check_gated(w, gated)
 
 
 def result(
     out: np.ndarray | None,
     shape: tuple[int, ...],
     accumulate: bool,
-    w: np.ndarray | PackedWeight,
+    w: Weight,
     *inputs: np.ndarray | None,
 ) -> np.ndarray:
     """Return the array to write to: `out`, checked, or a new one."""
     if accumulate and out is None:
         raise ValueError("out: found None, expected the array to add to, because accumulate is true")
-    return output(out, shape, w.panels if isinstance(w, PackedWeight) else w, *inputs)
+    return output(out, shape, w.panels if isinstance(w, PackedWeight) else without_update(w), *inputs)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:

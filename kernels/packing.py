@@ -2,17 +2,20 @@
 
 A panel holds ``WIDTH`` output channels: ``[chunk][tap][channel][WIDTH]``, float32. A chunk is a few hundred channels,
 so that a panel's chunk and a block of inputs stay in the L2 cache. Checkpoints store weights the other way round,
-``(c_out, c_in, kh, kw)``; packing transposes ``LANES x LANES`` blocks in registers and widens half precision.
+``(c_out, c_in, kh, kw)``; packing transposes ``LANES x LANES`` blocks in registers and widens smaller dtypes.
 
 A *gated* panel holds ``WIDTH / 2`` channels of the first half of the outputs and the same of the second half, so that
 a gated activation finds both halves in one block.
+
+A *low-rank update* of a weight, ``up @ down``, is added to what was packed: column k of the stored weight is row k of
+``down.T``, so it is a product of the same micro-kernel, of as many steps as the rank is.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numba import carray, prange
@@ -20,9 +23,11 @@ from numba import carray, prange
 from kernels.arrays import address, check_weight
 from kernels.jit import inline, kernel
 from kernels.memory import aligned, scratch
-from kernels.product import STRIDE, VECTORS, WIDTH
+from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows, product_vector
 from kernels.simd import (
     BFLOAT16,
+    E4M3,
+    E5M2,
     FLOAT16,
     FLOAT32,
     LANES,
@@ -38,19 +43,31 @@ _CHUNK_COLUMNS = 3072  # channels times taps of a chunk, at most
 
 
 @inline
+def stored_size(kind):
+    """Return the bytes of a value that is stored so."""
+    if kind == FLOAT32:
+        return 4
+    return 2 if kind in (FLOAT16, BFLOAT16) else 1
+
+
+@inline
 def _pack_block(source, stride, kind, table, target):
     if kind == FLOAT32:
         tile_scatter(load_transposed(source, stride, FLOAT32), table, target)
     elif kind == FLOAT16:
         tile_scatter(load_transposed(source, stride, FLOAT16), table, target)
-    else:
+    elif kind == BFLOAT16:
         tile_scatter(load_transposed(source, stride, BFLOAT16), table, target)
+    elif kind == E4M3:
+        tile_scatter(load_transposed(source, stride, E4M3), table, target)
+    else:
+        tile_scatter(load_transposed(source, stride, E5M2), table, target)
 
 
 @inline
 def _pack_partial_block(source, stride, kind, rows, columns, offsets, target):
     """Pack a block of fewer than ``LANES`` rows or columns, through a zeroed copy."""
-    size = 4 if kind == FLOAT32 else 2
+    size = stored_size(kind)
     block = np.zeros(LANES * LANES, np.float32)
     spill = np.empty(LANES * LANES, np.float32)
     table = np.empty(LANES, np.int64)
@@ -68,7 +85,7 @@ def _pack_partial_block(source, stride, kind, rows, columns, offsets, target):
 @inline
 def pack_columns(source, stride, kind, rows, columns, offsets, target):
     """Transpose up to ``LANES`` rows of stored weights; column k goes to the address ``target + offsets[k]``."""
-    size = 4 if kind == FLOAT32 else 2
+    size = stored_size(kind)
     k = 0
     if rows == LANES:
         while k + LANES <= columns:
@@ -99,12 +116,49 @@ def pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, target
         pack_columns(w + first * row_bytes, row_bytes, kind, rows, columns, offsets, target + j * LANES * 4)
 
 
-@kernel(8)
-def _pack(w, kind, c_out, columns, gated, offsets, panels, panel_count):
-    """Pack all of w (c_out, columns)."""
-    row_bytes = columns * (4 if kind == FLOAT32 else 2)
+@inline
+def update_panel(down, rank, up, channels, taps, chunk, table, target):
+    """Add a low-rank update to a packed panel.
+
+    Row k of `down`, (channels * taps, rank), is for stored column k; `up` is a panel, [rank][WIDTH]; `table` is room
+    for addresses of rows.
+    """
+    for c in range(0, channels, chunk):
+        depth = min(chunk, channels - c)
+        for tap in range(taps):
+            block = target + (c * taps + tap * depth) * STRIDE
+            for first in range(0, depth, len(table)):
+                rows = min(len(table), depth - first)
+                for i in range(rows):
+                    table[i] = down + ((c + first + i) * taps + tap) * rank * 4
+                product_rows(
+                    table.ctypes.data, 0, 4, up, block + first * STRIDE, rows, rank, VECTORS, False, 0, 0, 0
+                )  # fmt: skip
+
+
+@inline
+def update_columns(down, rank, up, columns, table, target):
+    """Add a low-rank update to packed columns of one vector of outputs, [columns][LANES]; `up` is [rank][WIDTH].
+
+    `table` and `target` have room for the columns rounded up to a multiple of six.
+    """
+    for first in range(0, columns, SIX):
+        for i in range(SIX):
+            table[i] = down + min(first + i, columns - 1) * rank * 4
+        product_vector(table.ctypes.data, 0, 4, up, target + first * LANES * 4, rank, False, 0, 0, 0)
+
+
+@kernel(13)
+def _pack(w, kind, c_out, channels, taps, chunk, gated, offsets, down, rank, up, panels, panel_count):
+    """Pack all of w (c_out, channels, taps), with a low-rank update if there is one."""
+    columns = channels * taps
+    row_bytes = columns * stored_size(kind)
     for panel in prange(panel_count):
-        pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, panels + panel * columns * STRIDE)
+        target = panels + panel * columns * STRIDE
+        pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, target)
+        if rank:
+            table = np.empty(16 * SIX, np.int64)
+            update_panel(down, rank, up + panel * rank * STRIDE, channels, taps, chunk, table, target)
 
 
 @kernel(6)
@@ -122,6 +176,45 @@ def _pack_transposed(b, depth, columns, stride, panels, panel_count):
 
 
 @dataclass(frozen=True, eq=False)
+class AdaptedWeight:
+    """A stored weight with a low-rank update, accepted wherever a kernel takes a weight; see `add_low_rank`.
+
+    Attributes
+    ----------
+    stored : ndarray
+        The weight, ``(c_out, c_in, kh, kw)`` or ``(n, k)``.
+    down : ndarray
+        Float32 ``(c_in * kh * kw, rank)`` or ``(k, rank)``.
+    up : PackedWeight
+        Of ``(n, rank)``.
+    """
+
+    stored: np.ndarray
+    down: np.ndarray
+    up: PackedWeight
+
+    @property
+    def gated(self) -> bool:
+        """Whether it serves a gated activation (`geglu`) and nothing else."""
+        return self.up.gated
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.stored.shape
+
+    @cached_property
+    def filters(self) -> np.ndarray:
+        """``down`` as checkpoints store it, ``(rank, c_in, kh, kw)`` or ``(rank, k)``."""
+        return np.ascontiguousarray(self.down.T).reshape(-1, *self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it holds beside the stored weight."""
+        return self.down.nbytes + self.up.nbytes
+
+
+@dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A weight in panels of ``WIDTH`` output channels, accepted wherever a kernel takes a weight.
 
@@ -129,14 +222,14 @@ class PackedWeight:
     ----------
     panels : ndarray
         Float32, 64-byte aligned.
-    stored : ndarray
+    stored : ndarray or AdaptedWeight
         The weight that was packed, ``(c_out, c_in, kh, kw)`` or ``(n, k)``.
     gated : bool
         Whether it serves a gated activation (`geglu`) and nothing else.
     """
 
     panels: np.ndarray
-    stored: np.ndarray
+    stored: np.ndarray | AdaptedWeight
     gated: bool = False
 
     @property
@@ -148,6 +241,22 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of memory it holds."""
         return self.panels.nbytes
+
+
+Weight = np.ndarray | AdaptedWeight | PackedWeight
+
+
+def without_update(w: np.ndarray | AdaptedWeight) -> np.ndarray:
+    """Return the stored weight."""
+    return w.stored if isinstance(w, AdaptedWeight) else w
+
+
+def update_address(w: np.ndarray | AdaptedWeight, first: int = 0) -> tuple[int, int, int]:
+    """Return the address of an update's `down` from row `first` on, its rank and the address of `up`; zeros if none."""
+    if not isinstance(w, AdaptedWeight):
+        return 0, 0, 0
+    rank = w.down.shape[1]
+    return address(w.down) + first * rank * 4, rank, address(w.up.panels)
 
 
 def chunk_size(channels: int, taps: int) -> int:
@@ -171,15 +280,16 @@ def panel_count(c_out: int, gated: bool = False) -> int:
     return math.ceil(c_out / 2 / (WIDTH // 2)) if gated else math.ceil(c_out / WIDTH)
 
 
-def pack(w: np.ndarray, gated: bool = False) -> PackedWeight:
-    """Pack a whole stored weight, (n, k) or (c_out, c_in, kh, kw)."""
+def pack(w: np.ndarray | AdaptedWeight, gated: bool = False) -> PackedWeight:
+    """Pack a whole weight, (n, k) or (c_out, c_in, kh, kw)."""
+    stored = without_update(w)
     (c_out, channels), taps = w.shape[:2], math.prod(w.shape[2:])
     count = panel_count(c_out, gated)
     panels = aligned(count * WIDTH * channels * taps)
     offsets = pack_offsets(channels, taps)
     _pack(
-        address(w), check_weight("w", w, w.ndim), c_out, channels * taps, int(gated), address(offsets),
-        address(panels), count,
+        address(stored), check_weight("w", stored, stored.ndim), c_out, channels, taps, chunk_size(channels, taps),
+        int(gated), address(offsets), *update_address(w), address(panels), count,
     )  # fmt: skip
     return PackedWeight(panels, w, gated)
 

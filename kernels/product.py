@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from kernels import isa
 from kernels.jit import inline
-from kernels.simd import prefetch, row_addresses, tile_add, tile_fma, tile_load, tile_store, tile_zero
+from kernels.simd import LANES, prefetch, row_addresses, tile_add, tile_fma, tile_load, tile_store, tile_zero
 
 VECTORS = isa.tile().vectors
 WIDTH = isa.tile().width
@@ -21,7 +21,7 @@ STRIDE = WIDTH * 4  # bytes from a row of a panel or a block to the next
 SIX = 6  # rows of the register tile
 
 
-def _make_product(rows: int, vectors: int):
+def _make_product(rows: int, vectors: int, block_stride: int = STRIDE):
     """Make the micro-kernel ``block[rows, vectors] += a[rows, depth] @ panel[depth, vectors]``.
 
     Its arguments are the address of a table of row addresses of a, a byte offset to add to each of them, the bytes from
@@ -47,8 +47,8 @@ def _make_product(rows: int, vectors: int):
         if depth % 2:
             acc = tile_fma(acc, addresses, offset, panel)
         if not fresh:  # added last: a sum of the sums of chunks loses fewer digits than one long sum
-            acc = tile_add(acc, tile_load(block, STRIDE, rows, vectors))
-        tile_store(acc, block, STRIDE)
+            acc = tile_add(acc, tile_load(block, block_stride, rows, vectors))
+        tile_store(acc, block, block_stride)
 
     return product
 
@@ -59,6 +59,7 @@ _product1 = _make_product(1, VECTORS)
 _narrow3 = _make_product(SIX, min(3, VECTORS))
 _narrow2 = _make_product(SIX, min(2, VECTORS))
 _narrow1 = _make_product(SIX, 1)
+product_vector = _make_product(SIX, 1, LANES * 4)  # of six rows and one vector of a panel, to a block of that width
 
 
 @inline

@@ -22,10 +22,10 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 from kernels import isa
 
 LANES = isa.tile().lanes
-FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # how a weight is stored: the `kind` argument of the loads below
+FLOAT32, FLOAT16, BFLOAT16, E4M3, E5M2 = range(5)  # how a weight is stored: the `kind` argument of the loads below
 
-_f32, _i16, _i32, _i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_vec, _ivec = ir.VectorType(_f32, LANES), ir.VectorType(_i32, LANES)
+_f32, _i8, _i16, _i32, _i64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_vec, _ivec, _hvec = (ir.VectorType(kind, LANES) for kind in (_f32, _i32, _i16))
 
 
 class VectorType(types.Type):
@@ -512,11 +512,19 @@ def _widen(builder: ir.IRBuilder, pointer: ir.Value, kind: int) -> ir.Value:
     """Load ``LANES`` stored weights of a kind, at any alignment, and return them as float32."""
     if kind == FLOAT32:
         return builder.load(pointer, align=1, typ=_vec)
-    if kind == FLOAT16 and isa.tile().native_f16:
-        return builder.fpext(builder.load(pointer, align=1, typ=ir.VectorType(ir.HalfType(), LANES)), _vec)
-    bits = builder.zext(builder.load(pointer, align=1, typ=ir.VectorType(_i16, LANES)), _ivec)
+    if kind in {E4M3, E5M2}:
+        return _widen_float8(builder, builder.load(pointer, align=1, typ=ir.VectorType(_i8, LANES)), kind)
+    bits = builder.load(pointer, align=1, typ=_hvec)
     if kind == BFLOAT16:
-        return builder.bitcast(builder.shl(bits, _icon(16)), _vec)
+        return builder.bitcast(builder.shl(builder.zext(bits, _ivec), _icon(16)), _vec)
+    return _widen_half(builder, bits)
+
+
+def _widen_half(builder: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    """Return float16 bits as float32."""
+    if isa.tile().native_f16:
+        return builder.fpext(builder.bitcast(half, ir.VectorType(ir.HalfType(), LANES)), _vec)
+    bits = builder.zext(half, _ivec)
     # Shift exponent and fraction into place and rescale by 2**112, which also normalises subnormals; then infinities.
     magnitude = builder.shl(builder.and_(bits, _icon(0x7FFF)), _icon(13))
     scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, _vec), _constant(2.0**112)), _ivec)
@@ -524,6 +532,22 @@ def _widen(builder: ir.IRBuilder, pointer: ir.Value, kind: int) -> ir.Value:
     finite = builder.select(special, builder.or_(magnitude, _icon(0x7F800000)), scaled)
     sign = builder.shl(builder.and_(bits, _icon(0x8000)), _icon(16))
     return builder.bitcast(builder.or_(finite, sign), _vec)
+
+
+def _widen_float8(builder: ir.IRBuilder, code: ir.Value, kind: int) -> ir.Value:
+    """Return float8 as float32, by way of float16: E5M2 is its upper half; E4M3 has one bit less of the exponent."""
+    bits = builder.zext(code, _hvec)
+
+    def constant(value: int) -> ir.Constant:
+        return ir.Constant(_hvec, [value] * LANES)
+
+    if kind == E5M2:
+        return _widen_half(builder, builder.shl(bits, constant(8)))
+    sign = builder.shl(builder.and_(bits, constant(0x80)), constant(8))
+    magnitude = builder.and_(bits, constant(0x7F))
+    half = builder.or_(sign, builder.shl(magnitude, constant(7)))
+    value = builder.fmul(_widen_half(builder, half), _constant(2.0**8))  # 2**8 is between the biases of the exponents
+    return builder.select(builder.icmp_unsigned("==", magnitude, constant(0x7F)), _constant(np.nan), value)
 
 
 def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:

@@ -32,10 +32,9 @@ from kernels.arrays import ADD, address, check_weight, manner
 from kernels.gemm import Geometry, bias_address, zeros
 from kernels.jit import inline, kernel, threads
 from kernels.memory import scratch
-from kernels.packing import pack_columns
+from kernels.packing import AdaptedWeight, pack_columns, stored_size, update_address, update_columns, without_update
 from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import (
-    FLOAT32,
     LANES,
     fence,
     float_pointer,
@@ -138,10 +137,11 @@ def _transform_inputs(
 
 @inline
 def _transform_filters(
-    w, kind, c_out, channels, first, depth, offsets, panel, packed, filters, step, taps, down, right
-):
+    w, kind, c_out, channels, down, rank, up, first, depth, offsets, panel, table, packed, filters,
+    step, taps, below, right,
+):  # fmt: skip
     """Transform the filters of a panel and the channels first .. first + depth, as [part][depth][WIDTH]."""
-    size = 4 if kind == FLOAT32 else 2
+    size = stored_size(kind)
     stride = (depth + 1) * STRIDE
     for j in range(VECTORS):
         o = panel * WIDTH + j * LANES
@@ -150,9 +150,12 @@ def _transform_filters(
             some = min(_SMALL_CHUNK, depth - c0)
             source = w + (o * channels + first + c0) * 9 * size
             pack_columns(source, channels * 9 * size, kind, rows, some * 9, offsets, packed)
+            if rank and rows:
+                up_vector = up + (panel * rank * WIDTH + j * LANES) * 4
+                update_columns(down + (first + c0) * 9 * rank * 4, rank, up_vector, some * 9, table, packed)
             for c in range(some):
                 target = filters + (c0 + c) * STRIDE + j * LANES * 4
-                transform_filter(packed + c * 9 * LANES * 4, 3 * LANES * 4, target, stride, step, taps, down, right)
+                transform_filter(packed + c * 9 * LANES * 4, 3 * LANES * 4, target, stride, step, taps, below, right)
 
 
 @inline
@@ -191,9 +194,9 @@ def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c
                     target[j] = copies[i, j]
 
 
-@kernel(32)
+@kernel(35)
 def _multiply_tiles(
-    v, channels, chunk, tile0, tiles, step, taps, w, kind, offsets, down, right,
+    v, channels, chunk, tile0, tiles, step, taps, w, kind, offsets, down, rank, up, below, right,
     out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
     panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
 ):  # fmt: skip
@@ -206,7 +209,7 @@ def _multiply_tiles(
     parts = (step + taps - 1) * (step + taps - 1)
     block_rows = (min(_TILES, tiles) + SIX - 1) // SIX * SIX + 1
     blocks = (tiles + _TILES - 1) // _TILES
-    weight_size = 4 if kind == FLOAT32 else 2
+    weight_size = stored_size(kind)
     counter = np.zeros(1, np.int64)
     for worker in prange(workers):
         filters = buffers + worker * buffer_bytes
@@ -230,8 +233,9 @@ def _multiply_tiles(
                 depth = min(chunk, channels - c)
                 row_floats = _whole(depth)
                 _transform_filters(
-                    w, kind, c_out, channels, c, depth, offsets, panel, packed, filters, step, taps, down, right
-                )
+                    w, kind, c_out, channels, down, rank, up, c, depth, offsets, panel, rows, packed, filters,
+                    step, taps, below, right,
+                )  # fmt: skip
                 next_panel, next_c = panel, c + chunk
                 if next_c >= channels:
                     next_panel, next_c = following % panels, 0
@@ -300,8 +304,8 @@ def _spread(taps: int) -> int:
 
 
 def winograd(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool,
-    algorithm: str,
+    x: np.ndarray, w: np.ndarray | AdaptedWeight, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry,
+    accumulate: bool, algorithm: str,
 ) -> None:  # fmt: skip
     """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked.
 
@@ -313,11 +317,12 @@ def winograd(
 
 
 def _convolve(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry, accumulate: bool,
-    algorithm: str, phase: tuple[int, int],
+    x: np.ndarray, w: np.ndarray | AdaptedWeight, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry,
+    accumulate: bool, algorithm: str, phase: tuple[int, int],
 ) -> None:  # fmt: skip
     """Compute one phase of the outputs, or all of them if there are no phases."""
     g, channels, c_out, (step, taps, _) = geometry, x.shape[-1], out.shape[-1], FORMS[algorithm]
+    stored = without_update(w)
     parts, spread = (step + taps - 1) ** 2, _spread(taps)
     tiles_h, tiles_w = (
         math.ceil((side - first) / spread / step) for side, first in zip((g.out_h, g.out_w), phase, strict=True)
@@ -350,7 +355,7 @@ def _convolve(
         )  # fmt: skip
         _multiply_tiles(
             v, channels, chunk, tile0, count, step, taps,
-            address(w), check_weight("w", w, 4), address(_tap_offsets()), *merged,
+            address(stored), check_weight("w", stored, 4), address(_tap_offsets()), *update_address(w), *merged,
             address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,

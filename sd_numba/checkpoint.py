@@ -12,6 +12,15 @@ from typing import Any
 
 from .errors import ModelError
 
+COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+PIPELINE = "StableDiffusionPipeline"
+# Components that have weights -> the classes in their config.json that can be run.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+
 PICKLE_ADVICE = (
     "only safetensors files are read, because a pickle can run any code; convert the model with diffusers: "
     "StableDiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"

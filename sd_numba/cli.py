@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -23,9 +24,13 @@ from kernels.peak import measure_peak
 
 from . import __version__, profiler
 from .arguments import check_side, resolve_seeds
+from .check import check_model
 from .convert import convert
-from .describe import check_model, describe
+from .describe import describe
+from .download import DEFAULT_MODEL, SYNONYMS, VARIANTS, download_model, shortest_name
+from .embedding import find_embeddings
 from .errors import InputError, SdNumbaError
+from .lora import find_lora, split_tags, split_weight
 from .metadata import Parameters, check_output, model_hash, sampler_title, save_png
 from .model import open_model
 from .pipeline import PRECISIONS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
@@ -138,6 +143,20 @@ def _threads_option(command: Any) -> Any:
     help="A .safetensors file, or a folder in diffusers layout.  [default: embedded model]",
 )  # fmt: skip
 @click.option("--vae", type=click.Path(), help="Another VAE than the model's own: a .safetensors file or a folder.")
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
+    help="A LoRA or LoCon (.safetensors); may be given several times.",
+)  # fmt: skip
+@click.option(
+    "--lora-dir",
+    "--lora-model-dir",
+    type=click.Path(),
+    help="Folder of the LoRAs that <lora:NAME:WEIGHT> in prompts means.",
+)
+@click.option(
+    "--embedding-dir", "--embd-dir", type=click.Path(),
+    help="Folder of textual inversion embeddings; the name of a file in a prompt stands for it.",
+)  # fmt: skip
 @click.option("-o", "--output", default="output.png", show_default=True, help="File; may hold {seed} or %03d.")
 @click.option("--steps", type=int, help="Sampling steps.  [default: the model's own, or 20]")
 @click.option(
@@ -190,24 +209,31 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
         check_output(path)
     start = time.perf_counter()
     pipe = StableDiffusionPipeline.open(options["model"], precision=options["precision"], vae=options["vae"])
+    text, tagged = split_tags(prompt)
+    loras = [*map(split_weight, options["loras"]), *tagged]
+    for lora, weight in loras:
+        pipe.load_lora_weights(find_lora(lora, options["lora_dir"]), weight)
+    if options["embedding_dir"] is not None:
+        _load_embeddings(pipe, options["embedding_dir"], text, options["negative_prompt"])
     stages = {"load": time.perf_counter() - start}
     options["steps"] = options["steps"] if options["steps"] is not None else pipe.defaults["num_inference_steps"]
     options["scale"] = options["scale"] if options["scale"] is not None else pipe.defaults["guidance_scale"]
     name = _spaced(pipe.scheduler_name(options["sampler"]), options["spacing"])
-    _request(pipe, prompt, seeds[0], name, options)  # for its errors, before kernels compile; it computes nothing
-    _say_what_is_cut(pipe, "prompt", prompt)
+    _request(pipe, text, seeds[0], name, options)  # for its errors, before kernels compile; it computes nothing
+    _say_what_is_cut(pipe, "prompt", text)
     _say_what_is_cut(pipe, "negative prompt", options["negative_prompt"])
     _warn_about_size(options["width"], options["height"])
     _warm_up()
     start = time.perf_counter()
     pipe.prepare(options["weights"])
     stages["load"] += time.perf_counter() - start
+    noted = prompt + "".join(f" <lora:{Path(lora).stem}:{weight:g}>" for lora, weight in loras[: len(options["loras"])])
     for seed, path in zip(seeds, paths, strict=True):
         counting: Any = profiler.profile() if options["profile"] else nullcontext({})
         with kernels.reuse(), counting as rows:
-            images = _draw(pipe, _request(pipe, prompt, seed, name, options), options["steps"], stages)
+            images = _draw(pipe, _request(pipe, text, seed, name, options), options["steps"], stages)
         start = time.perf_counter()
-        metadata = None if options["no_metadata"] else _metadata(pipe, prompt, seed, name, images, options)
+        metadata = None if options["no_metadata"] else _metadata(pipe, noted, seed, name, images, options)
         save_png(path, to_pil(images)[0], metadata)
         stages["save"] = stages.get("save", 0.0) + time.perf_counter() - start
         click.echo(f"{path}  (seed {seed})")
@@ -216,6 +242,13 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     if options["verbose"]:
         for stage, seconds in stages.items():
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
+
+
+def _load_embeddings(pipe: StableDiffusionPipeline, folder: str, *prompts: str) -> None:
+    """Load those embeddings of a folder whose names are in a prompt."""
+    for word, path in find_embeddings(folder).items():
+        if any(word.lower() in prompt.lower() for prompt in prompts):
+            pipe.load_textual_inversion(path)
 
 
 def _request(pipe: StableDiffusionPipeline, prompt: str, seed: int, sampler: str, options: dict[str, Any]) -> Any:
@@ -335,6 +368,35 @@ def _metadata(
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option(
+    "--variant", type=click.Choice([*VARIANTS, *SYNONYMS]), default="fp16", show_default=True,
+    help="Of the weights; fp16 is half the download, for pictures that hardly differ.",
+)  # fmt: skip
+@click.option("--file", metavar="NAME", help="One safetensors file at the repository's root, instead of the folders.")
+@click.option(
+    "--to", type=click.Path(file_okay=False), metavar="FOLDER", help="A plain folder.  [default: hub's cache]"
+)
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit.  [default: main]")
+def download(model: str, to: str | None, **options: Any) -> None:
+    """Fetch MODEL, an id on the Hugging Face hub, by default Stable Diffusion 1.5.
+
+    Only the files that are needed, with checksums; started again, it goes on where it stopped. HF_TOKEN, HF_ENDPOINT
+    and HF_HOME hold as elsewhere. No other command uses the network.
+    """
+    logging.getLogger("sd_numba").setLevel(logging.INFO)
+    # Without this huggingface_hub asks its server for a list of programs that may have started us, and tells it ours.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        path = download_model(model, to=to, **options)
+    except KeyboardInterrupt:
+        click.echo("\nstopped by Ctrl-C; run the same command again, it goes on where it stopped", err=True)
+        sys.exit(130)
+    click.echo(f"{model} is in {path}")
+    click.echo(f"Use it: {EXAMPLE} --model {shlex.quote(shortest_name(model, path))}")
 
 
 @main.command("convert")

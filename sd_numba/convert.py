@@ -12,14 +12,16 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from . import single_file
-from .describe import expected_shapes
+from .checkpoint import CLASSES, PIPELINE
 from .errors import InputError, ModelError
-from .model import CLASSES, NETWORKS, PIPELINE, Model, open_model
+from .headers import read_header, read_metadata
+from .model import NETWORKS, Model, expected_shapes, open_model
 from .storage import DTYPES, Entry, check_space, unfinished, write_safetensors
+from .tensors import map_file, tensor_view
 from .text_encoder import TextEncoderConfig
 from .unet import UNetConfig
 from .vae import VaeConfig
-from .weights import Weights, map_file, read_header, read_metadata, tensor_view
+from .weights import Weights
 
 WEIGHT_FILES = {
     "text_encoder": "model.safetensors",
@@ -27,7 +29,6 @@ WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 Progress = Generator[tuple[int, int], None, None]  # bytes written so far, and in all
-EMA = "model_ema."  # averages kept for training, in some single files
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtype: str | None = None) -> Progress:
@@ -81,7 +82,7 @@ def _same_names(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     entries = {
         name: Entry(info.dtype, info.shape, (tensor_view(info, mapped).reshape(-1),))
         for name, info in header.items()
-        if not name.startswith(EMA)
+        if not name.startswith(single_file.EMA)
     }
     return entries, read_metadata(path)
 

@@ -1,24 +1,34 @@
-"""What a file holds, and whether a model's files are sound: what ``sd-numba info`` and ``sd-numba test`` say."""
+"""What a file holds: what ``sd-numba info`` says, without reading weights."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .checkpoint import find_weights, kind_of
-from .errors import ModelError, SdNumbaError
+from .checkpoint import COMPONENTS, find_weights, kind_of
+from .errors import ModelError
+from .headers import read_header, read_metadata
+from .lora import group_names, network_of
 from .metadata import read_parameters
-from .model import COMPONENTS, NETWORKS, Model, open_model
-from .samplers import make_sampler, sampler_name_from_config
-from .text_encoder import TextEncoderConfig
-from .weights import ShapeRecorder, TensorInfo, Weights, find_nonfinite, read_header
+from .model import NETWORKS, Model, open_model
+from .single_file import EMA, PREFIXES
+from .tensors import TensorInfo
+from .weights import Weights
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+# What the makers of LoRAs write into their files -> what it is called here.
+LORA_NOTES = {
+    "ss_output_name": "name",
+    "modelspec.title": "title",
+    "ss_sd_model_name": "trained on",
+    "ss_base_model_version": "base",
+    "modelspec.trigger_phrase": "trigger words",
+}
 
 
 @dataclass(frozen=True)
@@ -47,105 +57,6 @@ class Contents:
         return f"{self.tensors} tensors, {self.parameters:,} parameters, {dtypes}, {self.nbytes / 1e6:,.1f} MB"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a check found out about one component; ``str(report)`` is one line."""
-
-    component: str
-    contents: str
-    faults: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether no fault was found."""
-        return not self.faults
-
-    def __str__(self) -> str:
-        verdict = "ok" if self.ok else f"FAULT: {'; '.join(self.faults)}"
-        return f"{self.component}: {self.contents}{': ' if self.contents else ''}{verdict}"
-
-
-def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors that a network of this configuration needs.
-
-    Parameters
-    ----------
-    component
-        ``text_encoder``, ``unet`` or ``vae``.
-    config
-        Its parsed ``config.json``.
-
-    Raises
-    ------
-    ModelError
-        The configuration is not supported.
-    """
-    network, parse = NETWORKS[component]
-    recorder = ShapeRecorder()
-    network(recorder, parse(config))
-    return recorder.shapes
-
-
-def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
-    """Check a model's files in full: names, shapes, dtypes, and every value for NaN and infinity.
-
-    Yields a report for each component, so that a caller can show it at once. None is the embedded model.
-
-    Raises
-    ------
-    ModelError
-        The folder is no model that could be checked (see ``open_model``).
-    """
-    model = open_model(path)
-    yield _check_tokenizer(model)
-    for component in NETWORKS:
-        yield _check_network(model, component)
-    yield _check_scheduler(model)
-
-
-def _check_tokenizer(model: Model) -> Report:
-    try:
-        vocab_size = TextEncoderConfig.from_dict(model.text_encoder).vocab_size
-        tokenizer = model.open_tokenizer(vocab_size)
-    except ModelError as error:
-        return Report("tokenizer", "", (str(error),))
-    return Report("tokenizer", f"{tokenizer.vocab_size} tokens, rows of {tokenizer.max_length}")
-
-
-def _check_network(model: Model, component: str) -> Report:
-    faults = []
-    try:
-        weights = model.weights(component)
-    except ModelError as error:
-        return Report(component, "", (str(error),))
-    try:
-        for name, shape in expected_shapes(component, getattr(model, component)).items():
-            weights.take(name, shape)
-        weights.finish()
-    except ModelError as error:
-        faults.append(str(error))
-    bad = [f"{name} ({count})" for name, count in find_nonfinite(weights)]
-    if bad:
-        faults.append(f"NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}{', ...' * (len(bad) > 4)}")
-    contents = str(Contents.of(map(weights.info, weights.names())))
-    unused = f" (and {', '.join(weights.unused)}, not needed)" if weights.unused else ""
-    return Report(component, contents + unused, tuple(faults))
-
-
-def _check_scheduler(model: Model) -> Report:
-    contents = str(model.scheduler.get("_class_name", "no class named"))
-    try:
-        name = sampler_name_from_config(model.scheduler)
-    except ModelError:  # no fault of the files: the model runs with any other sampler
-        name = "euler"
-        contents += " (not supported: choose a sampler)"
-    try:
-        make_sampler(name, model.scheduler).plan(20)
-    except SdNumbaError as error:
-        return Report("scheduler", contents, (str(error),))
-    return Report("scheduler", contents)
-
-
 def describe(path: str | os.PathLike[str]) -> str:
     """Say what a file or folder is: a picture's parameters, or what a model holds. Reads no weights.
 
@@ -166,7 +77,18 @@ def describe(path: str | os.PathLike[str]) -> str:
         return read_parameters(path) or "PNG picture without generation parameters"
     if path.suffix == ".json":
         return _describe_weights(Weights.open(path).files)
-    return _describe_weights([path])
+    header = read_header(path)
+    lines = [_describe_weights([path])]
+    kind = kind_of(header)
+    if kind.supported:
+        lines += _describe_checkpoint(path, header)
+    elif kind.title == "LoRA":
+        lines += _describe_lora(path, header)
+    elif kind.title == "textual inversion embedding" and len(header) == 1:
+        (info,) = header.values()
+        vectors = math.prod(info.shape[:-1])
+        lines.append(f"{vectors} vectors of {info.shape[-1] if info.shape else 1} values{_family(info.shape[-1:])}")
+    return "\n".join(lines)
 
 
 def _describe_folder(folder: Path) -> str:
@@ -176,12 +98,64 @@ def _describe_folder(folder: Path) -> str:
     lines = [f"Stable Diffusion model in diffusers layout: {folder}"]
     for name in NETWORKS:
         lines.append(f"{name}: {_describe_weights(model.weights(name).files)}")
+    return "\n".join([*lines, _describe_scheduler(model)])
+
+
+def _describe_scheduler(model: Model) -> str:
     known = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing")
-    lines.append(f"scheduler: {', '.join(str(model.scheduler[key]) for key in known if key in model.scheduler)}")
-    return "\n".join(lines)
+    found = [str(model.scheduler[key]) for key in known if model.scheduler.get(key) is not None]
+    return f"scheduler: {', '.join(found)}"
 
 
 def _describe_weights(files: list[Path]) -> str:
     tensors = {name: info for file in files for name, info in read_header(file).items()}
     kind = kind_of(tensors).title
     return f"{kind}: {Contents.of(tensors.values())}{f' in {len(files)} shards' if len(files) > 1 else ''}"
+
+
+def _describe_checkpoint(path: Path, header: dict[str, TensorInfo]) -> list[str]:
+    """Say what the parts of a single file are, as far as it can be told."""
+    lines = []
+    for component, prefix in PREFIXES.items():
+        tensors = [info for name, info in header.items() if name.startswith(prefix)]
+        lines.append(f"{component}: {Contents.of(tensors) if tensors else 'missing'}")
+    averages = sum(name.startswith(EMA) for name in header)
+    if averages:
+        lines.append(f"{averages} averages of the training (EMA), not used; sd-numba convert leaves them out")
+    try:
+        model = open_model(path)
+    except ModelError as error:
+        return [*lines, str(error).removeprefix(f"{path}: ")]
+    width, unsure = model.unet["cross_attention_dim"], model.scheduler["prediction_type"] is None
+    guess = "; what it predicts is found out when it runs" if unsure else ""
+    return [*lines, f"{_describe_scheduler(model)}{guess}", f"text of {width} values{_family((width,))}"]
+
+
+def _describe_lora(path: Path, header: dict[str, TensorInfo]) -> list[str]:
+    """Say what a LoRA changes and what it was made for."""
+    try:
+        groups = group_names(path, header)
+    except ModelError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    downs = {name: header[matrices["down"]].shape for name, matrices in groups.items()}
+    ranks = sorted({shape[0] for shape in downs.values() if shape})
+    texts = [name for name in groups if network_of(name) == "text_encoder"]
+    convolutions = sum(shape[2:] not in ((), (1, 1)) for shape in downs.values())
+    shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "unknown"
+    lines = [
+        f"unet: {len(groups) - len(texts)} modules, text_encoder: {len(texts)}, of rank {shown}"
+        f"{f'; {convolutions} convolutions (LoCon)' if convolutions else ''}"
+    ]
+    widths = {shape[1:2] for name, shape in downs.items() if re.search(r"attn2.to_k$", name)}
+    if len(widths) == 1:
+        lines[0] += _family(widths.pop())
+    metadata = read_metadata(path)
+    lines += [f"{label}: {metadata[key]:.200}" for key, label in LORA_NOTES.items() if metadata.get(key)]
+    return lines
+
+
+def _family(width: tuple[int, ...]) -> str:
+    """Name the family of models whose text has so many values a token."""
+    families: dict[tuple[int, ...], str] = {(768,): "1.x", (1024,): "2.x", (2048,): "XL, not supported"}
+    family = families.get(width)
+    return f" (Stable Diffusion {family})" if family else ""

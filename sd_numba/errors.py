@@ -11,3 +11,7 @@ class ModelError(SdNumbaError):
 
 class InputError(SdNumbaError, ValueError):
     """An argument cannot be used: a size, a number of steps, a sampler's name, an output path."""
+
+
+class DownloadError(SdNumbaError):
+    """A model cannot be fetched: no network, no such model, no access, a wrong checksum, no room on the disk."""

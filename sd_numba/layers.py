@@ -2,7 +2,8 @@
 
 Every layer takes the source of the weights and the prefix of its tensors' names, so that building a network is a walk
 over prefixes. A weight stays the view that ``weights.take`` gives, in the dtype stored in the file, unless
-``weights.packed`` asks for packed copies. Biases and norm weights are widened to float32 once: they are small.
+``weights.packed`` asks for packed copies; kernels add the low-rank updates (LoRA) that ``weights.updates`` gives.
+Biases and norm weights are widened to float32 once: they are small.
 
 Activations are float32, C-contiguous, channels last: ``(n, h, w, c)`` or ``(n, t, c)``.
 """
@@ -19,6 +20,7 @@ from .errors import InputError
 
 Parts = np.ndarray | tuple[np.ndarray, ...]  # one array, or several as if concatenated along their last axis
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
+Update = tuple[np.ndarray, np.ndarray, float]  # up (n, r), down (r, k) or (r, c_in, kh, kw), and scale
 
 
 class WeightSource(Protocol):
@@ -30,10 +32,22 @@ class WeightSource(Protocol):
         """Give the tensor of this name, which must have this shape."""
         ...
 
+    def updates(self, prefix: str) -> list[Update]:
+        """Give the low-rank updates of the weight of the layer of this name, whose sizes fit it."""
+        ...
+
 
 def take_vector(weights: WeightSource, name: str, c: int) -> np.ndarray:
     """Float32 copy of a bias or norm weight of shape ``(c,)``."""
     return kernels.widen(weights.take(name, (c,)))
+
+
+def adapt(weights: WeightSource, prefix: str, w: np.ndarray, gated: bool = False) -> np.ndarray | kernels.AdaptedWeight:
+    """Return the weight w of the layer of this name, with its low-rank updates if it has any."""
+    pairs = [
+        (up.reshape(len(w), -1), down.reshape(-1, *w.shape[1:]), scale) for up, down, scale in weights.updates(prefix)
+    ]
+    return kernels.add_low_rank(w, pairs, gated=gated) if pairs else w
 
 
 class Linear:
@@ -64,7 +78,10 @@ class Linear:
         activation: str | None = None,
     ) -> None:
         w = weights.take(f"{prefix}.weight", (n, k, 1, 1) if as_conv else (n, k)).reshape(n, k)
-        self.weight: Any = kernels.pack_linear(w, gated=activation == "geglu") if weights.packed else w
+        gated = activation == "geglu"
+        self.weight: Any = adapt(weights, prefix, w, gated)
+        if weights.packed:
+            self.weight = kernels.pack_linear(self.weight, gated=gated)
         self.activation = activation
         self.bias = take_vector(weights, f"{prefix}.bias", n) if bias else None
 
@@ -99,7 +116,9 @@ class Conv2d:
     ) -> None:
         w = weights.take(f"{prefix}.weight", (c_out, c_in, kernel, kernel))
         by_winograd = (kernel, stride) == (3, 1)  # the algorithm for these has no use for packed weights
-        self.weight: Any = kernels.pack_conv2d(w) if weights.packed and not by_winograd else w
+        self.weight: Any = adapt(weights, prefix, w)
+        if weights.packed and not by_winograd:
+            self.weight = kernels.pack_conv2d(self.weight)
         self.bias = take_vector(weights, f"{prefix}.bias", c_out)
         self.stride = stride
         self.padding = (kernel - 1) // 2 if padding is None else padding
@@ -153,14 +172,21 @@ class LayerNorm:
 
 
 class Embedding:
-    """Rows of ``<prefix>.weight (count, c)``, widened to float32 as they are looked up."""
+    """Rows of ``<prefix>.weight (count, c)``, widened to float32 as they are looked up, and more rows behind them."""
 
     def __init__(self, weights: WeightSource, prefix: str, count: int, c: int) -> None:
         self.weight = weights.take(f"{prefix}.weight", (count, c))
+        self.more = np.empty((0, c), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.weight) + len(self.more)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Look up ``ids (...)``, integers below ``count``, giving ``(..., c)``."""
-        return kernels.widen(self.weight[ids])
+        """Look up ``ids (...)``, integers below the number of rows, giving ``(..., c)``."""
+        count = len(self.weight)
+        rows = kernels.widen(self.weight[np.minimum(ids, count - 1)])
+        rows[ids >= count] = self.more[ids[ids >= count] - count]
+        return rows
 
 
 def to_nhwc(x: np.ndarray, c: int, what: str) -> np.ndarray:

@@ -13,22 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from . import single_file
-from .checkpoint import find_weights, kind_of, read_json
+from .checkpoint import CLASSES, COMPONENTS, PIPELINE, find_weights, kind_of, read_json
+from .download import resolve_model
 from .errors import ModelError
+from .headers import read_header, read_metadata
+from .tensors import BLOCKS, TensorInfo
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import Tokenizer
 from .unet import UNet, UNetConfig
 from .vae import Vae, VaeConfig
-from .weights import TensorInfo, Weights, read_header, read_metadata
+from .weights import ShapeRecorder, Weights
 
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-PIPELINE = "StableDiffusionPipeline"
-# Components that have weights -> the classes in their config.json that can be run.
-CLASSES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-}
 NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "text_encoder": (TextEncoder, TextEncoderConfig.from_dict),
     "unet": (UNet, UNetConfig.from_dict),
@@ -103,7 +98,8 @@ def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLik
     Parameters
     ----------
     path
-        A folder in diffusers layout, or a ``.safetensors`` file with everything in it; None is the embedded model.
+        A folder in diffusers layout, a ``.safetensors`` or GGUF file with everything in it, or the id of a model that
+        ``sd-numba download`` has fetched; None is the embedded model.
     vae
         Another autoencoder instead of the model's own: a ``.safetensors`` file with diffusers' or the original names,
         or a folder.
@@ -114,13 +110,19 @@ def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLik
         There is no such folder or file, a component or its weights are missing, a configuration is not valid JSON, or
         it is another kind of model.
     """
-    found = embedded_model_path() if path is None else Path(path)
-    other = None if vae is None else _open_vae(Path(vae))
+    found = _find(path)
+    other = None if vae is None else open_vae(Path(vae))
     model = _open_file(found, other is not None) if os.path.isfile(found) else _open_folder(found)
     if other is None:
         return model
     config, opener = other
     return replace(model, vae=config, openers={**model.openers, "vae": opener})
+
+
+def _find(path: str | os.PathLike[str] | None) -> Path:
+    if path is None:
+        return embedded_model_path()
+    return resolve_model(str(path)) or Path(path)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -145,13 +147,19 @@ def _open_folder(folder: Path) -> Model:
     defaults = index.get("_defaults")
     return Model(
         folder,
-        folder.resolve().name,
+        _folder_name(folder.resolve()),
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         defaults=defaults if isinstance(defaults, dict) else {},
         openers={name: partial(Weights.open, folder / name) for name in CLASSES},
         open_tokenizer=partial(Tokenizer.from_folder, folder / "tokenizer"),
         **configs,
     )
+
+
+def _folder_name(folder: Path) -> str:
+    """Name a model by its folder: in the hub's cache, that of a commit, by the repository."""
+    *_, repository, snapshots, name = ("", "", *folder.parts)
+    return repository.rpartition("--")[2] if snapshots == "snapshots" else name
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -191,6 +199,12 @@ def _open_file(path: Path, has_vae: bool) -> Model:
         raise ModelError(
             f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{kind.advice}"
         )
+    quantised = next((info.dtype for info in header.values() if info.dtype in BLOCKS), None)
+    if quantised:
+        raise ModelError(
+            f"{path}: found quantised weights ({quantised}), expected F32, F16 or BF16; convert them once: "
+            f"sd-numba convert {path} {path.with_suffix('.safetensors')} --dtype f16"
+        )
     openclip = not any(name.startswith(single_file.TEXT + single_file.CLIP) for name in header)
     tensors = {name: single_file.component_tensors(header, name) for name in wanted}
     shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
@@ -227,8 +241,14 @@ def _prediction_type(names: Mapping[str, object], metadata: Mapping[str, str], o
     return None
 
 
-def _open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
-    """Read the configuration of an autoencoder that replaces a model's own, and how to open its weights."""
+def open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
+    """Read the configuration of an autoencoder in a file or folder of its own; also give what opens its weights.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it is damaged.
+    """
     if os.path.isdir(path):
         folder = path / "vae" if (path / "vae").is_dir() else path
         if (folder / "config.json").exists():
@@ -246,6 +266,27 @@ def _open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
     except ModelError as error:
         raise ModelError(f"{path}: found {kind_of(header).title}, expected a VAE: {error}") from None
     return config, partial(Weights.select, path, tensors)
+
+
+def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors that a network of this configuration needs.
+
+    Parameters
+    ----------
+    component
+        ``text_encoder``, ``unet`` or ``vae``.
+    config
+        Its parsed ``config.json``.
+
+    Raises
+    ------
+    ModelError
+        The configuration is not supported.
+    """
+    network, parse = NETWORKS[component]
+    recorder = ShapeRecorder()
+    network(recorder, parse(config))
+    return recorder.shapes
 
 
 def shapes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:

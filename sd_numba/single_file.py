@@ -17,9 +17,10 @@ from typing import Any
 
 from .checkpoint import canonical_name
 from .errors import ModelError
-from .weights import TensorInfo
+from .tensors import TensorInfo
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+EMA = "model_ema."  # averages that training keeps
 PREFIXES = {"text_encoder": TEXT, "unet": UNET, "vae": VAE}
 CLIP, OPENCLIP = "transformer.", "model."  # what follows the prefix of the text encoder, in 1.x and in 2.x
 OPENCLIP_LAYERS = 23  # of 24: Stable Diffusion 2.x takes the output of the last but one

@@ -23,10 +23,9 @@ import numpy as np
 import kernels
 
 from .errors import InputError, ModelError
-from .weights import WEIGHT_DTYPES
+from .tensors import BLOCKS, NUMPY_DTYPES, WEIGHT_DTYPES
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 BLOCK = 1 << 20  # values converted at a time
 
 
@@ -48,12 +47,22 @@ class Entry:
     parts: tuple[np.ndarray, ...]
 
     def dtype(self, wanted: str | None) -> str:
-        """Dtype to write, if this one of `DTYPES` is wanted: None, and what is no weight, stays as it is stored."""
+        """Dtype to write if this one of `DTYPES` is wanted: None, and what is no weight, stays as it is stored.
+
+        But quantised values become float16, unless something else is wanted.
+        """
+        if self.stored in BLOCKS:
+            return DTYPES[wanted or "f16"]
         return DTYPES[wanted] if wanted and self.stored in WEIGHT_DTYPES else self.stored
 
     def nbytes(self, wanted: str | None) -> int:
         """Bytes to write."""
-        return math.prod(self.shape) * ITEM_BYTES.get(self.dtype(wanted), self.parts[0].dtype.itemsize)
+        return math.prod(self.shape) * item_bytes(self.dtype(wanted))
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of a value."""
+    return np.dtype(NUMPY_DTYPES[dtype]).itemsize
 
 
 def write_safetensors(
@@ -68,7 +77,7 @@ def write_safetensors(
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # The largest items first, so that every tensor starts at a multiple of its item's size.
-    order = sorted(tensors, key=lambda name: (-ITEM_BYTES.get(tensors[name].dtype(dtype), 8), name))
+    order = sorted(tensors, key=lambda name: (-item_bytes(tensors[name].dtype(dtype)), name))
     end = 0
     for name in order:
         entry = tensors[name]
@@ -82,8 +91,9 @@ def write_safetensors(
         for name in order:
             entry = tensors[name]
             for part in entry.parts:
-                for begin in range(0, part.size, BLOCK):
-                    done += file.write(_converted(part[begin : begin + BLOCK], entry.dtype(dtype), entry.stored, name))
+                step = BLOCK // (BLOCKS[entry.stored][0] if entry.stored in BLOCKS else 1)
+                for begin in range(0, part.size, step):
+                    done += file.write(_converted(part[begin : begin + step], entry.dtype(dtype), entry.stored, name))
                     yield done
         file.flush()
         os.fsync(file.fileno())
@@ -93,7 +103,10 @@ def _converted(values: np.ndarray, wanted: str, stored: str, name: str) -> bytes
     """Give values in another dtype, rounded to the nearest, ties to even."""
     if wanted == stored:
         return values.tobytes()
-    wide = kernels.widen(values)
+    if stored in BLOCKS:
+        wide = (values["values"] * values["scale"].astype(np.float32)[:, None]).reshape(-1)
+    else:
+        wide = kernels.widen(values)
     if wanted == "F32":
         return wide.tobytes()
     if wanted == "BF16":

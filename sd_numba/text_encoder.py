@@ -136,7 +136,7 @@ class TextEncoder:
         Parameters
         ----------
         ids : integer array ``(b, t)``
-            ``t`` at most ``max_position_embeddings`` (77), every id below ``vocab_size``.
+            ``t`` at most ``max_position_embeddings`` (77), every id below the rows of ``token_embedding``.
 
         Returns
         -------
@@ -156,7 +156,7 @@ class TextEncoder:
         return self.final_layer_norm(x)
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
-        ids, longest, count = np.asarray(ids), self.config.max_position_embeddings, self.config.vocab_size
+        ids, longest, count = np.asarray(ids), self.config.max_position_embeddings, len(self.token_embedding)
         if ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > longest:
             raise InputError(f"token ids: found shape {ids.shape}, expected (batch, at most {longest})")
         if ids.dtype.kind not in "iu":

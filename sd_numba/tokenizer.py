@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Tokenizer:
     ----------
     max_length : int
         Ids in a row, 77 for CLIP.
+    vocab_size : int
+        One more than the largest id of the model's own tokens.
     bos_id, eos_id, pad_id : int
         Ids of the start, the end and the padding (SD 1.x pads with the end token, SD 2.x with ``!``, id 0).
 
@@ -57,6 +60,9 @@ class Tokenizer:
         self._backend = backend
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.max_length = max_length
+        self.vocab_size = max(backend.get_vocab().values()) + 1
+        self._words: dict[str, range] = {}
+        self._pattern: re.Pattern[str] | None = None
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
@@ -154,30 +160,58 @@ class Tokenizer:
             row[: len(ids)] = ids
         return rows
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return max(self._backend.get_vocab().values()) + 1
+    def add_word(self, word: str, ids: range) -> None:
+        """Let a word stand for these ids (of a textual inversion embedding), whatever its case.
+
+        Raises
+        ------
+        InputError
+            The word is empty, or stands for others already.
+        """
+        if not word.strip() or word.lower() in self._words:
+            found = "twice" if word.strip() else "empty"
+            raise InputError(f"embedding {word!r:.80}: found the name {found}; rename it")
+        words = {**self._words, word.lower(): ids}
+        self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest that fits counts
+        self._pattern = re.compile("|".join(f"({_whole_word(word)})" for word in self._words), re.IGNORECASE)
 
     def encode(self, text: str) -> list[int]:
         """All token ids of a text, without start, end, padding or limit."""
-        return self._encode(text).ids
+        return [token for token, _ in self._encode(text)]
 
     def truncated(self, text: str) -> str:
         """The part of a prompt that does not fit and is cut off; empty if it all fits."""
         encoding = self._encode(text)
         if len(encoding) <= self.max_length - 2:
             return ""
-        return text[encoding.offsets[self.max_length - 2][0] :]
+        return text[encoding[self.max_length - 2][1] :]
 
-    def _encode(self, text: str) -> Any:
+    def _encode(self, text: str) -> list[tuple[int, int]]:
+        """All token ids of a text, and where each begins."""
         if not isinstance(text, str):
             raise InputError(f"found a prompt of type {type(text).__name__}, expected text")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise InputError("the prompt is not valid Unicode text") from None
-        return self._backend.encode(text, add_special_tokens=False)
+        pairs: list[tuple[int, int]] = []
+        start = 0
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            pairs += self._encode_piece(text, start, match.start())
+            ids = list(self._words.values())[(match.lastindex or 1) - 1]
+            pairs += [(token, match.start()) for token in ids]
+            start = match.end()
+        return pairs + self._encode_piece(text, start, len(text))
+
+    def _encode_piece(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
+        encoding = self._backend.encode(text[start:end], add_special_tokens=False)
+        return [(token, start + offset) for token, (offset, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+
+def _whole_word(word: str) -> str:
+    """A pattern that finds a word where it is no part of a longer one."""
+    before, after = (r"\b" if re.match(r"\w", letter) else "" for letter in (word[0], word[-1]))
+    return before + re.escape(word) + after
 
 
 def _content(token: str | Mapping[str, Any]) -> str:

@@ -1,208 +1,21 @@
-"""Model weights: zero-copy views on memory-mapped safetensors files.
-
-A safetensors file is an 8-byte little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``
-and the tensors' bytes. The header is checked in full before anything is mapped, so that a damaged or hostile file
-ends in one clear error. The ``safetensors`` package is not used for reading: in NumPy it copies every tensor and
-knows no bfloat16.
-
-Format: https://github.com/huggingface/safetensors#format
-"""
+"""Model weights: zero-copy views on memory-mapped files."""
 
 from __future__ import annotations
 
-import json
-import math
 import mmap
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .checkpoint import PICKLE_ADVICE, canonical_name, find_weights, read_json
+from .checkpoint import canonical_name, find_weights, read_json
 from .errors import ModelError
+from .headers import read_header
+from .tensors import EXPECTED_DTYPES, WEIGHT_DTYPES, TensorInfo, map_file, tensor_view
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-MAX_DIMS = 32
 SCAN_BLOCK = 1 << 20  # values looked at in one go by find_nonfinite
-
-# NumPy has no bfloat16 and no float8: their bits are handed out as unsigned integers.
-NUMPY_DTYPES: dict[str, type[np.generic]] = {
-    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F64": np.float64,
-    "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8, "BOOL": np.bool_,
-    "I8": np.int8, "U8": np.uint8, "I16": np.int16, "U16": np.uint16,
-    "I32": np.int32, "U32": np.uint32, "I64": np.int64, "U64": np.uint64,
-}  # fmt: skip
-WEIGHT_DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One header entry: where a tensor lies in its file, in bytes from the start of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-    def rows(self, part: int, parts: int) -> TensorInfo:
-        """One of several equal parts of its rows, as a tensor of its own."""
-        size, rest = divmod(self.shape[0] if self.shape else 0, parts)
-        if rest or not size:
-            raise ModelError(f"found a tensor of shape {self.shape}, expected {parts} equal parts of its rows")
-        nbytes = self.nbytes // parts
-        return TensorInfo(self.dtype, (size, *self.shape[1:]), self.start + part * nbytes, nbytes)
-
-
-def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file; the tensors themselves are not touched.
-
-    Returns
-    -------
-    dict
-        Name -> ``TensorInfo``, in the order of the data.
-
-    Raises
-    ------
-    ModelError
-        The file cannot be read, is no safetensors file, is truncated, or its header contradicts itself.
-    """
-    path = Path(path)
-    header, base = _load_header(path)
-    header.pop("__metadata__", None)
-    return _check_layout(path, header, base, path.stat().st_size)
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the free texts in the header of a safetensors file: what its makers say of it.
-
-    Raises
-    ------
-    ModelError
-        The file cannot be read, or its header is damaged.
-    """
-    texts = _load_header(Path(path))[0].get("__metadata__")
-    return {k: v for k, v in texts.items() if isinstance(v, str)} if isinstance(texts, dict) else {}
-
-
-def _load_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the JSON of a header; also tells where the tensors start."""
-    try:
-        if not os.path.isfile(path):
-            raise ModelError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(64)
-            _reject_other_formats(path, start, size)
-            length = int.from_bytes(start[:8], "little")
-            if length > min(size - 8, MAX_HEADER):
-                raise ModelError(
-                    f"{path}: damaged or truncated: its header should be {length:,} bytes long, the file has {size:,}; "
-                    "download it again"
-                )
-            file.seek(8)
-            text = file.read(length)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _parse_header(path, text), 8 + length
-
-
-def _reject_other_formats(path: Path, start: bytes, size: int) -> None:
-    """Name the things that people really have under this name instead of a safetensors file."""
-    if size == 0:
-        raise ModelError(f"{path}: the file is empty; download it again")
-    if size >= 10 and start[8:9] == b"{":
-        return
-    if start.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path}: a Git LFS pointer, not the weights themselves; run 'git lfs pull' in its folder")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        raise ModelError(f"{path}: a PyTorch pickle: {PICKLE_ADVICE}")
-    if start.lstrip().startswith(b"<"):
-        raise ModelError(f"{path}: a web page, not a safetensors file; download it again")
-    if start.startswith(b"GGUF"):
-        raise ModelError(f"{path}: a GGUF file; only safetensors files are read")
-    raise ModelError(f"{path}: not a safetensors file, or a truncated one ({size:,} bytes)")
-
-
-def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = Counter(name for name, _ in pairs)
-        if len(names) < len(pairs):
-            raise ModelError(f"{path}: its header names {names.most_common(1)[0][0]!r:.80} twice")
-        return dict(pairs)
-
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: damaged: its header is not JSON ({error}); download it again") from None
-    return header
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 56
-
-
-def _fits(shape: list[int]) -> bool:
-    return _is_size(math.prod(filter(None, shape)))  # NumPy multiplies the sizes even where one of them is 0
-
-
-def _check_entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
-    fault = f"{path}: damaged: tensor {name!r:.80}"
-    if not isinstance(entry, dict):
-        raise ModelError(f"{fault} has no dtype, shape and data_offsets")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
-        raise ModelError(f"{path}: tensor {name!r:.80}: found dtype {dtype!r:.80}, expected F32, F16 or BF16")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)) or not _fits(shape):
-        raise ModelError(f"{fault}: found shape {shape!r:.80}, expected a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise ModelError(f"{fault}: found data_offsets {offsets!r:.80}, expected [begin, end]")
-    expected = math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
-    if offsets[1] - offsets[0] != expected:
-        raise ModelError(
-            f"{fault}: its data_offsets {offsets} hold {offsets[1] - offsets[0]} bytes, "
-            f"but {dtype} {tuple(shape)} needs {expected}"
-        )
-    return TensorInfo(dtype, tuple(shape), base + offsets[0], expected)
-
-
-def _check_layout(path: Path, header: dict[str, Any], base: int, size: int) -> dict[str, TensorInfo]:
-    """Check every entry, and that the tensors fill the file without gap or overlap, as the format demands."""
-    entries = {name: _check_entry(path, name, entry, base) for name, entry in header.items()}
-    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)))
-    end = base
-    for name, info in entries.items():
-        if info.start != end:
-            kind = "overlaps the one before it" if info.start < end else "does not follow the one before it"
-            raise ModelError(f"{path}: damaged: tensor {name!r:.80} {kind}")
-        end += info.nbytes
-    if end != size:
-        kind = "truncated" if end > size else "damaged"
-        raise ModelError(f"{path}: {kind}: its tensors end at byte {end:,}, the file has {size:,}; download it again")
-    return entries
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory, to be read.
-
-    Raises
-    ------
-    ModelError
-        It cannot be.
-    """
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be memory-mapped: {error}") from None
-
-
-def tensor_view(info: TensorInfo, mapped: mmap.mmap) -> np.ndarray:
-    """The tensor in a mapped file, as stored."""
-    return np.ndarray(info.shape, NUMPY_DTYPES[info.dtype], buffer=mapped, offset=info.start)
 
 
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:
@@ -212,6 +25,11 @@ def _dummy(shape: tuple[int, ...]) -> np.ndarray:
 
 def _one_line(name: str) -> str:
     return name if name.isprintable() and len(name) < 200 else f"{name!r:.200}"
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of 1x1 filters as that of the matrix that they are; another one as it is."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 class Weights:
@@ -242,6 +60,9 @@ class Weights:
         self._taken: set[str] = set()
         self._missing: list[str] = []
         self._wrong: list[str] = []
+        self._faulty: set[str] = set()
+        self._updates: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
+        self._updated: set[str] = set()
         for file in files:
             self._map(file, read_header(file))
 
@@ -316,31 +137,71 @@ class Weights:
         return dict(Counter(info.dtype for info, _ in self._tensors.values()).most_common())
 
     def raw(self, name: str) -> np.ndarray:
-        """The tensor as stored: a read-only view, bfloat16 as uint16 bits.
+        """The tensor as stored: a read-only view, of the dtype that ``NUMPY_DTYPES`` says.
 
         It may be unaligned, as in some files of 2022 and 2023: the kernels read it all the same.
         """
         return tensor_view(*self._tensors[name])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The view of a tensor that must have this shape and be F32, F16 or BF16 (as uint16).
+        """The view of a tensor that must have this shape and one of ``WEIGHT_DTYPES``, in its NumPy dtype.
 
         A fault is noted for ``finish()``, and a dummy of that shape returned. A stored ``(c_out, c_in, 1, 1)``
         serves for ``(c_out, c_in)``: old VAE files keep their attention weights so.
         """
         shape = tuple(int(size) for size in shape)
+        self._faulty.add(name)
         if name not in self._tensors:
             self._missing.append(name)
             return _dummy(shape)
         self._taken.add(name)
         info = self.info(name)
         if info.dtype not in WEIGHT_DTYPES:
-            self._wrong.append(f"{name} (found {info.dtype}, expected F32, F16 or BF16)")
+            self._wrong.append(f"{name} (found {info.dtype}, {EXPECTED_DTYPES})")
             return _dummy(shape)
         if info.shape not in (shape, (*shape, 1, 1)):
             self._wrong.append(f"{name} (found {info.shape}, expected {shape})")
             return _dummy(shape)
+        self._faulty.remove(name)
         return self.raw(name).reshape(shape)
+
+    def add_updates(self, prefix: str, up: np.ndarray, down: np.ndarray, scale: float) -> None:
+        """Let ``scale * up @ down`` be added to a layer's weight, in networks that are built afterwards.
+
+        Parameters
+        ----------
+        prefix : str
+            Canonical name of the layer, whose weight is ``<prefix>.weight``, ``(n, k)`` or ``(c_out, c_in, kh, kw)``.
+        up, down : ndarray
+            ``(n, r)`` and ``(r, k)``, or ``(c_out, r)`` and ``(r, c_in, kh, kw)``, in any dtype of stored weights (see
+            `kernels`); 1x1 filters, ``(..., 1, 1)``, serve as matrices, and the other way round. Several updates of a
+            weight add up.
+        scale : float
+
+        Raises
+        ------
+        ModelError
+            There is no such weight, or it has another shape.
+        """
+        name = f"{prefix}.weight"
+        fault = f"{self.path}: found an update of {name!r:.80}"
+        if name not in self._tensors or len(self.info(name).shape) not in {2, 4}:
+            raise ModelError(f"{fault}, expected the weight of one of its linear layers and convolutions")
+        n, *rest = _as_matrix(self.info(name).shape)
+        r, *inner = _as_matrix(down.shape) or (0,)
+        if not r or inner != rest or _as_matrix(up.shape) != (n, r):
+            expected = f"({n}, r) and (r, {', '.join(map(str, rest))})"
+            raise ModelError(f"{fault} of shapes {up.shape} and {down.shape}, expected {expected}")
+        self._updates.setdefault(prefix, []).append((up, down, scale))
+
+    def clear_updates(self) -> None:
+        """Take away all updates, for networks that are built afterwards."""
+        self._updates.clear()
+
+    def updates(self, prefix: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """Updates of a layer's weight; none of a weight that `take` found a fault with, which `finish` will tell."""
+        self._updated.add(prefix)
+        return [] if f"{prefix}.weight" in self._faulty else self._updates.get(prefix, [])
 
     def finish(self) -> None:
         """Say what did not fit, once the network has taken all that it wants.
@@ -348,10 +209,16 @@ class Weights:
         Raises
         ------
         ModelError
-            Lists the first few tensors that are missing, of a wrong shape or dtype, or were never taken.
+            Lists the first few tensors that are missing, of a wrong shape or dtype, or were never taken, and updates
+            of what is not the weight of a linear layer or a convolution.
         """
         unexpected = [name for name in self._tensors if name not in self._taken]
-        faults = (("missing", self._missing), ("of a wrong shape or dtype", self._wrong), ("unexpected", unexpected))
+        faults = (
+            ("missing", self._missing),
+            ("of a wrong shape or dtype", self._wrong),
+            ("unexpected", unexpected),
+            ("with an update that cannot be applied", [name for name in self._updates if name not in self._updated]),
+        )
         parts = [
             f"{len(names)} {kind}: {', '.join(map(_one_line, names[:4]))}{', ...' if len(names) > 4 else ''}"
             for kind, names in faults
@@ -385,6 +252,10 @@ class ShapeRecorder:
         self.shapes[name] = tuple(int(size) for size in shape)
         return _dummy(self.shapes[name])
 
+    def updates(self, prefix: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """Give none."""
+        return []
+
     def finish(self) -> None:
         """Do nothing: there is nothing to compare with."""
 
@@ -394,15 +265,18 @@ def find_nonfinite(weights: Weights) -> Iterator[tuple[str, int]]:
 
     Reads every byte of the weights (seconds for gigabytes), a block at a time, so it needs next to no memory.
     """
-    exponents = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+    # All of these bits set: infinite or not a number.
+    masks = {
+        "F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+        "F8_E4M3": (np.uint8, 0x7F), "F8_E5M2": (np.uint8, 0x7C),
+    }  # fmt: skip
     for name in weights.names():
-        if weights.info(name).dtype not in exponents:
+        if weights.info(name).dtype not in masks:
             continue
-        unsigned, mask = exponents[weights.info(name).dtype]
+        unsigned, mask = masks[weights.info(name).dtype]
         bits = weights.raw(name).reshape(-1).view(unsigned)
         count = 0
         for begin in range(0, bits.size, SCAN_BLOCK):
-            # All exponent bits set: infinite or not a number.
             count += int(np.count_nonzero((bits[begin : begin + SCAN_BLOCK] & unsigned(mask)) == mask))
         if count:
             yield name, count

@@ -1,7 +1,7 @@
 """The slow, obvious NumPy twin of every function in ``kernels``.
 
 Every function computes in float64 and returns float32, so that what differs from a kernel is the kernel's rounding.
-Nothing is validated beyond what NumPy itself refuses. Weights may be float32, float16 or uint16 holding bfloat16 bits.
+Nothing is validated beyond what NumPy itself refuses. Weights may be stored in any dtype that the kernels take.
 The module has the names and signatures of ``kernels``, so a whole network runs on it in place of the kernels:
 ``sys.modules["kernels"] = tests.reference`` before ``sd_numba`` is imported.
 """
@@ -11,8 +11,11 @@ import math
 import numpy as np
 
 __all__ = [
+    "add_low_rank",
     "attention",
     "conv2d",
+    "float8_e4m3",
+    "float8_e5m2",
     "geglu",
     "gelu",
     "gelu_tanh",
@@ -28,8 +31,28 @@ __all__ = [
 ]
 
 
+float8_e4m3, float8_e5m2 = np.dtype([("e4m3", np.uint8)]), np.dtype([("e5m2", np.uint8)])
+
+
+def _float8_values(dtype):
+    """The values of the codes 0 to 255: sign, exponent, fraction."""
+    values = []
+    for code in range(256):
+        bits, bias = (3, 7) if dtype == float8_e4m3 else (2, 15)
+        sign, exponent, fraction = (-1) ** (code >> 7), (code & 0x7F) >> bits, (code & (1 << bits) - 1) / (1 << bits)
+        value = (1 + fraction) * 2.0 ** (exponent - bias) if exponent else fraction * 2.0 ** (1 - bias)
+        if dtype == float8_e4m3 and code & 0x7F == 0x7F:
+            value = math.nan
+        if dtype == float8_e5m2 and exponent == 31:
+            value = math.nan if fraction else math.inf
+        values.append(sign * value)
+    return np.array(values, np.float32)
+
+
 def widen(w):
-    """Float32 copy of a float32, float16 or bfloat16 (uint16 bits) array."""
+    """Float32 copy of a float32, float16, bfloat16 (uint16 bits) or float8 array."""
+    if w.dtype in (float8_e4m3, float8_e5m2):
+        return _float8_values(w.dtype)[w.view(np.uint8)]
     if w.dtype == np.uint16:  # the upper half of a float32
         return (w.astype(np.uint32) << 16).view(np.float32)
     return np.array(w, dtype=np.float32, order="C")
@@ -49,6 +72,13 @@ def _store(result, out, accumulate=False):
         raise ValueError(f"out has shape {out.shape}, the result has {result.shape}")
     out[...] = result
     return out
+
+
+def add_low_rank(w, pairs, *, gated=False):
+    w = _f64(w)
+    for up, down, scale in pairs:
+        w = w + scale * (_f64(up) @ _f64(down).reshape(len(down), -1)).reshape(w.shape)
+    return w.astype(np.float32)
 
 
 def pack_linear(w):

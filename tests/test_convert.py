@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from bench.make_random_model import write_model
 from sd_numba.convert import convert
 from sd_numba.errors import InputError, ModelError
+from sd_numba.headers import read_header, read_metadata
 from sd_numba.model import embedded_model_path
-from sd_numba.weights import read_header, read_metadata
 from tests.golden.compare import scratch
 from tests.test_single_file import FAMILIES
 

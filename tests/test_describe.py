@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sd_numba.describe import check_model, describe, expected_shapes
+from sd_numba.check import check_model
+from sd_numba.describe import describe
 from sd_numba.errors import ModelError, SdNumbaError
 from sd_numba.metadata import save_png
-from sd_numba.model import embedded_model_path
+from sd_numba.model import embedded_model_path, expected_shapes
 
 SD15 = {
     "text_encoder": {

@@ -9,13 +9,13 @@ from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import write_model
 from sd_numba.convert import convert, single_tensors
-from sd_numba.describe import expected_shapes
 from sd_numba.errors import ModelError
-from sd_numba.model import NETWORKS, SCHEDULER, Model, embedded_model_path, open_model
+from sd_numba.model import NETWORKS, SCHEDULER, Model, embedded_model_path, expected_shapes, open_model
 from sd_numba.pipeline import StableDiffusionPipeline
 from sd_numba.single_file import component_tensors, infer_text_encoder, infer_unet, infer_vae
+from sd_numba.tensors import TensorInfo
 from sd_numba.tokenizer import Tokenizer
-from sd_numba.weights import ShapeRecorder, TensorInfo
+from sd_numba.weights import ShapeRecorder
 from tests.golden.cases import GOLDEN, SINGLE_FILES
 from tests.golden.compare import scratch
 

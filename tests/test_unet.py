@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import kernels
 from sd_numba.errors import InputError, ModelError
 from sd_numba.unet import UNet, UNetConfig
+from sd_numba.weights import Weights
+from tests import reference
 from tests.golden.cases import CASES, Case
 from tests.golden.compare import check, golden, weights_of
 
@@ -13,7 +17,10 @@ SD1, SD2 = CASES[:2]
 
 
 def unet(case: Case, dtype: str = "f32", packed: bool = False) -> UNet:
-    weights = weights_of(case, "unet", dtype)
+    return unet_of(weights_of(case, "unet", dtype), packed, case)
+
+
+def unet_of(weights: Weights, packed: bool = False, case: Case = SD1) -> UNet:
     weights.packed = packed
     network = UNet(weights, UNetConfig.from_dict(case.unet))
     weights.finish()
@@ -26,6 +33,24 @@ def test_golden(case):
     for timestep in case.timesteps:
         found = network(case.sample(), timestep, case.context())
         check(found, golden(case.path)[f"unet_{timestep}"], TOLERANCE, f"{case.name}, timestep {timestep}")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_updates_are_as_good_as_other_weights(tmp_path, dtype, packed):
+    rng, weights, merged = np.random.default_rng(0), weights_of(SD1, "unet", dtype), {}
+    for name in weights.names():
+        w = merged[name] = kernels.widen(weights.raw(name))
+        if w.ndim in {2, 4}:
+            up = rng.standard_normal((len(w), 3), np.float32)
+            down = rng.standard_normal((3, *w.shape[1:]), np.float32) * w.std()
+            weights.add_updates(name.removesuffix(".weight"), up, down, 0.7)
+            merged[name] = reference.add_low_rank(w, [(up, down, 0.7)])
+    save_file(merged, tmp_path / "merged.safetensors")
+    found = unet_of(weights, packed)(SD1.sample(), 500, SD1.context())
+    expected = unet_of(Weights.open(tmp_path / "merged.safetensors"))(SD1.sample(), 500, SD1.context())
+    check(found, expected, TOLERANCE, "with updates")
+    assert np.abs(expected - unet(SD1, dtype)(SD1.sample(), 500, SD1.context())).max() > 0.1 * np.abs(expected).max()
 
 
 def test_inputs_stay_as_they_are():

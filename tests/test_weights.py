@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import kernels
 from sd_numba.errors import ModelError
-from sd_numba.weights import ShapeRecorder, Weights, find_nonfinite, read_header
+from sd_numba.headers import read_header
+from sd_numba.layers import Embedding, Linear
+from sd_numba.weights import ShapeRecorder, Weights, find_nonfinite
 
 
 def write(path, header, data=b""):
@@ -70,6 +73,77 @@ def test_bfloat16_comes_as_bits(tmp_path):
     assert list(find_nonfinite(weights)) == [("w", 2)]
 
 
+def test_float8(tmp_path):
+    codes = np.arange(256, dtype=np.uint8)
+    header = {"a.weight": entry("F8_E4M3", (2, 128), 0, 256), "b": entry("F8_E5M2", (256,), 256, 512)}
+    weights = Weights.open(write(tmp_path / "f.safetensors", header, codes.tobytes() * 2))
+    a, b = weights.take("a.weight", (2, 128)), weights.take("b", (256,))
+    weights.finish()
+    assert (a.dtype, b.dtype) == (kernels.float8_e4m3, kernels.float8_e5m2) and not a.flags.owndata
+    assert kernels.widen(a)[0, 0x38] == kernels.widen(b)[0x3C] == 1
+    assert list(find_nonfinite(weights)) == [("a.weight", 2), ("b", 8)]
+    rows = Embedding(weights, "a", 2, 128)(np.array([[1, 0, 1]]))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, kernels.widen(a)[None, [1, 0, 1]])
+
+
+def test_updates(tmp_path):
+    tensors = {"fc.weight": np.ones((4, 6), np.float16), "fc.bias": np.ones(4, np.float32)}
+    tensors |= {"conv.weight": np.ones((4, 3, 3, 3), np.float32), "proj.weight": np.ones((2, 5, 1, 1), np.float32)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    weights = Weights.open(tmp_path / "a.safetensors")
+    added = {
+        "fc": [(np.ones((4, 2), np.float32), np.ones((2, 6), np.float16), 0.5)],
+        "conv": [(np.ones((4, 1, 1, 1), np.float32), np.ones((1, 3, 3, 3), np.float32), 2.0)],
+        "proj": [(np.ones((2, 7), np.float32), np.ones((7, 5, 1, 1), np.float32), 1.0)] * 2,
+    }
+    for name, updates in added.items():
+        for update in updates:
+            weights.add_updates(name, *update)
+    for name, tensor in tensors.items():
+        weights.take(name, tensor.shape)
+    for name, updates in added.items():
+        assert weights.updates(name) == updates
+    assert weights.updates("other") == ShapeRecorder().updates("fc") == []
+    weights.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "up", "down", "expected"),
+    [
+        ("fcs", (4, 2), (2, 6), "an update of 'fcs.weight', expected the weight of one of its linear layers"),
+        ("norm", (4, 2), (2, 1), "an update of 'norm.weight', expected the weight of one of its linear layers"),
+        ("fc", (4, 2), (2, 5), "shapes (4, 2) and (2, 5), expected (4, r) and (r, 6)"),
+        ("fc", (6, 2), (2, 4), "shapes (6, 2) and (2, 4), expected (4, r) and (r, 6)"),
+        ("fc", (4, 2), (3, 6), "shapes (4, 2) and (3, 6), expected (4, r) and (r, 6)"),
+        ("fc", (4, 0), (0, 6), "shapes (4, 0) and (0, 6), expected (4, r) and (r, 6)"),
+        ("fc", (), (), "shapes () and (), expected (4, r) and (r, 6)"),
+        ("fc", (4,), (6,), "shapes (4,) and (6,), expected (4, r) and (r, 6)"),
+        ("conv", (4, 2), (2, 3), "shapes (4, 2) and (2, 3), expected (4, r) and (r, 3, 3, 3)"),
+        ("conv", (4, 2), (2, 27), "shapes (4, 2) and (2, 27), expected (4, r) and (r, 3, 3, 3)"),
+    ],
+)
+def test_updates_that_do_not_fit(tmp_path, name, up, down, expected):
+    tensors = {"fc.weight": np.ones((4, 6), np.float32), "norm.weight": np.ones(4, np.float32)}
+    save_file(tensors | {"conv.weight": np.ones((4, 3, 3, 3), np.float32)}, tmp_path / "a.safetensors")
+    weights = Weights.open(tmp_path / "a.safetensors")
+    assert expected in fault(weights.add_updates, name, np.ones(up, np.float32), np.ones(down, np.float32), 1.0)
+
+
+def test_finish_tells_of_updates_without_a_layer(tmp_path):
+    """A fault of a weight that has an update is told as any other."""
+    tensors = {"a.weight": np.ones((4, 6), np.float32), "b.weight": np.ones((5, 3), np.float32)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    weights = Weights.open(tmp_path / "a.safetensors")
+    weights.add_updates("a", np.ones((4, 2), np.float32), np.ones((2, 6), np.float32), 1.0)
+    weights.add_updates("b", np.ones((5, 2), np.float32), np.ones((2, 3), np.float32), 1.0)
+    Linear(weights, "a", 7, 4, bias=False)
+    Embedding(weights, "b", 5, 3)
+    message = fault(weights.finish)
+    assert "1 of a wrong shape or dtype: a.weight (found (4, 6), expected (4, 7))" in message
+    assert "1 with an update that cannot be applied: b" in message
+
+
 def test_opening_takes_no_memory_for_the_tensors(tmp_path):
     path = tmp_path / "big.safetensors"
     size = 1 << 31  # a hole in the file: takes no space on the disk either
@@ -105,7 +179,7 @@ def test_finish_lists_everything_that_does_not_fit(tmp_path, tensors):
     message = fault(weights.finish)
     assert "1 missing: conv.bias" in message
     assert "conv.weight (found (3, 2, 3, 3), expected (3, 2, 1, 1))" in message
-    assert "ids (found I64, expected F32, F16 or BF16)" in message
+    assert "ids (found I64, expected F32, F16, BF16, F8_E4M3 or F8_E5M2)" in message
     assert "2 unexpected: " in message and "norm.weight" in message and str(tmp_path / "a.safetensors") in message
 
 
@@ -233,8 +307,8 @@ def test_missing_and_unreadable(tmp_path):
     ("header", "expected"),
     [
         ({"w": 3}, "no dtype, shape and data_offsets"),
-        ({"w": entry(dtype="F8_E9")}, "found dtype 'F8_E9', expected F32, F16 or BF16"),
-        ({"w": entry(dtype=["F32"])}, "expected F32, F16 or BF16"),
+        ({"w": entry(dtype="F8_E9")}, "found dtype 'F8_E9', expected F32, F16, BF16, F8_E4M3 or F8_E5M2"),
+        ({"w": entry(dtype=["F32"])}, "expected F32, F16, BF16, F8_E4M3 or F8_E5M2"),
         ({"w": entry(shape=(-2,))}, "found shape [-2]"),
         ({"w": entry(shape=(2.0,))}, "found shape"),
         ({"w": entry(shape=(True,))}, "found shape"),

@@ -9,7 +9,7 @@ import numpy as np
 
 import kernels
 
-STORED = ("f32", "f16", "bf16")
+STORED = ("f32", "f16", "bf16", "e4m3", "e5m2")
 THREADS = range(1, min(3, numba.config.NUMBA_NUM_THREADS) + 1)
 _SENTINEL, _FENCE = np.float32(-1.2345e30), 256  # floats on either side
 
@@ -23,6 +23,12 @@ def store(w: np.ndarray, how: str) -> np.ndarray:
     """Round float32 to one of the dtypes that checkpoints have."""
     if how == "bf16":
         return (w.view(np.uint32) >> 16).astype(np.uint16)
+    if how == "e5m2":
+        return (w.astype(np.float16).view(np.uint16) >> 8).astype(np.uint8).view(kernels.float8_e5m2)
+    if how == "e4m3":
+        half = (w / 2**8).astype(np.float16).view(np.uint16)  # has the bits of E4M3, then
+        code = np.minimum((half & 0x7FFF) >> 7, np.where(np.isfinite(w), 0x7E, 0x7F)) | half >> 8 & 0x80
+        return code.astype(np.uint8).view(kernels.float8_e4m3)
     return w.astype({"f32": np.float32, "f16": np.float16}[how])
 
 

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import math
 import mmap
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import kernels
-from kernels import gemm, memory, winograd
+from kernels import gemm, low_rank, memory, winograd
 from kernels.arrays import address
 from kernels.product import WIDTH
 from kernels.simd import LANES
@@ -115,6 +116,27 @@ def winograd_convolutions() -> Iterator[str]:
     compare(lambda x, w, b, out: kernels.conv2d(x, w, b, out=out, algorithm="winograd4"), x, w, b)
 
 
+def low_rank_updates() -> Iterator[str]:
+    def linear(x, w, up, down, b, out):
+        return kernels.linear(x, kernels.add_low_rank(w, [(up, down, 1.0)]), b, out=out)
+
+    def convolve(x, w, up, down, b, out):
+        return kernels.conv2d(x, kernels.add_low_rank(w, [(up, down, 1.0)]), b, out=out, algorithm=algorithm)
+
+    for m, k, n, rank in ((1, 1, 1, 1), (13, 17, 65, 5), (9, 33, 72, 64), (100, 401, 4, 3)):
+        yield f"low rank, linear {m, k, n, rank}"
+        factors = normal(1, n, rank), normal(2, rank, k)
+        compare(linear, normal(0, m, k), normal(3, n, k), *factors, normal(4, n))
+    for apart in (0.0, math.inf):
+        low_rank._APART = apart
+        for algorithm in ("direct", "winograd4"):
+            for x_shape, c_out, rank in (((1, 5, 7, 3), 5, 1), ((2, 6, 5, winograd._SMALL_CHUNK + 3), WIDTH + 5, 7)):
+                yield f"low rank, conv2d {algorithm} {x_shape, c_out, rank} {apart}"
+                factors = normal(1, c_out, rank), normal(2, rank, x_shape[3], 3, 3)
+                w, b = normal(3, c_out, x_shape[3], 3, 3), normal(4, c_out)
+                compare(convolve, normal(0, *x_shape), w, *factors, b)
+
+
 def attentions() -> Iterator[str]:
     for n, tq, tk, heads, d in (
         (1, 1, 1, 1, 1),
@@ -147,7 +169,7 @@ def main() -> None:
         np.lib.stride_tricks.as_strided(x, (2000,)).sum()
         return
     assert address(guarded(np.zeros(3, np.float16), at_end=True)) % mmap.PAGESIZE == mmap.PAGESIZE - 6
-    for cases in (products, convolutions, winograd_convolutions, attentions, elementwise):
+    for cases in (products, convolutions, winograd_convolutions, low_rank_updates, attentions, elementwise):
         for case in cases():
             print(case, flush=True)
     print("done")

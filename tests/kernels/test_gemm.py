@@ -128,6 +128,28 @@ def test_every_half_precision_value(how, dtype):
     np.testing.assert_array_equal(found[0], kernels.widen(special[:, 0]))
 
 
+@pytest.mark.parametrize("dtype", [kernels.float8_e4m3, kernels.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_every_float8_value(dtype):
+    """As the twin's table says, on the path of whole blocks and on that of partial ones."""
+    codes = np.arange(256, dtype=np.uint8)
+    expected = reference.widen(codes.view(dtype))
+    assert_same_numbers(kernels.widen(codes.view(dtype)), expected)
+    found = kernels.linear(np.ones((1, 1), np.float32), codes.reshape(-1, 1).view(dtype))
+    np.testing.assert_array_equal(found[0], expected)
+    for column in range(16):
+        w = np.zeros((256, 16), np.uint8)
+        w[:, column] = codes
+        found = kernels.linear(np.ones((1, 16), np.float32), w.view(dtype))
+        np.testing.assert_array_equal(found[0], expected)
+
+
+def assert_same_numbers(found, expected):
+    """Compare the signs of zeros, too, but no bits of NaN."""
+    np.testing.assert_array_equal(found, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(expected[numbers]))
+
+
 def test_float32_subnormals_are_kept():
     w = np.array([[1e-40], [-3e-45], [1.1754942e-38]], np.float32)
     np.testing.assert_array_equal(kernels.linear(np.ones((1, 1), np.float32), w), w.T)

@@ -15,7 +15,7 @@ from kernels import isa
 
 ROOT = Path(__file__).resolve().parents[2]
 X86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="needs x86-64")
-OPS = [f"test_{name}.py" for name in ("gemm", "conv2d", "winograd", "attention", "norm", "activations", "arrays")]
+OPS = ("gemm", "conv2d", "winograd", "low_rank", "attention", "norm", "activations", "arrays")
 RUN_ROW = """
 import sys
 import pytest
@@ -32,7 +32,7 @@ def rows():
     for cpu, row in (("haswell", "avx2"), ("generic", "generic")):
         environment = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_NUM_THREADS": "3"}
         environment.pop("NUMBA_CPU_FEATURES", None)
-        command = [sys.executable, "-c", RUN_ROW, row, *(str(Path(__file__).with_name(name)) for name in OPS)]
+        command = [sys.executable, "-c", RUN_ROW, row, *(str(Path(__file__).with_name(f"test_{op}.py")) for op in OPS)]
         runs[row] = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
