@@ -9,7 +9,8 @@ import numpy as np
 from kernels.memory import empty
 from kernels.simd import BFLOAT16, E4M3, E5M2, FLOAT16, FLOAT32, LANES
 
-WRITE, ADD, PAST_CACHES = 0, 1, 2  # how results go to an output
+# How results go to an output, flags: `ADD` and `PAST_CACHES` exclude each other, `RELU` comes after what is added.
+WRITE, ADD, PAST_CACHES, RELU = 0, 1, 2, 4
 _STREAM = 16 << 20  # bytes of an output from which they go past the caches: nobody will find them there
 
 # NumPy has no float8. These are the formats of Micikevicius et al., "FP8 formats for deep learning" (2022): E4M3 has no
@@ -112,12 +113,11 @@ def output(
     return out
 
 
-def manner(out: np.ndarray, accumulate: bool) -> int:
-    """Return how results go to an array whose rows are its last axis: `WRITE`, `ADD` or `PAST_CACHES`."""
-    if accumulate:
-        return ADD
+def manner(out: np.ndarray, accumulate: bool, relu: bool = False) -> int:
+    """Return how results go to an array whose rows are its last axis: `WRITE`, `ADD`, `PAST_CACHES`, with `RELU`."""
     aligned = out.shape[-1] % LANES == 0 and address(out) % (LANES * 4) == 0
-    return PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE
+    how = ADD if accumulate else PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE
+    return how | RELU if relu else how
 
 
 def widen(w: np.ndarray) -> np.ndarray:

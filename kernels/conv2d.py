@@ -53,6 +53,7 @@ def conv2d(
     upsample: bool = False,
     out: np.ndarray | None = None,
     accumulate: bool = False,
+    activation: str | None = None,
     algorithm: str = "auto",
 ) -> np.ndarray:
     """Two-dimensional convolution.
@@ -75,6 +76,8 @@ def conv2d(
         Float32 ``(n, h', w', c_out)`` to write to.
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
+    activation : {"relu"}, optional
+        Applied to what is written: after the bias and, unlike that of `linear`, after what `out` held has been added.
     algorithm : {"auto", "direct", "winograd", "winograd2", "winograd4", "winograd_up"}
         Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs; 8x8 by way of 2x2 filters, for
         `upsample` only; or the best of these. ``auto`` takes the fastest of all. Largest errors relative to the largest
@@ -101,20 +104,25 @@ def conv2d(
         check_array("b", b, (1, 2))
         check_shape("b", b, (c_out,) if b.ndim == 1 else (x.shape[0], c_out))
     out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, w, x, b)
+    if activation not in {None, "relu"}:
+        raise ValueError(f"activation: found {activation!r}, expected relu or None")
     chosen = _choose(algorithm, x.shape[3], c_out, geometry)
     if not out.size:
         return out
     unpacked = w.stored if isinstance(w, PackedWeight) else w
+    relu = activation == "relu"
     if chosen == "direct" and unpacked is not w:
-        multiply(x, w, b, out, geometry, accumulate)
+        multiply(x, w, b, out, geometry, accumulate, relu=relu)
     elif is_apart(unpacked, geometry, chosen):
         convolve = partial(conv2d, x, stride=stride, padding=padding, upsample=upsample)
         convolve(w=unpacked.stored, b=b, out=out, accumulate=accumulate, algorithm=chosen)
         linear(convolve(w=unpacked.filters), unpacked.up, out=out, accumulate=True)
+        if relu:
+            np.maximum(out, 0, out=out)
     elif chosen == "direct":
-        multiply(x, unpacked, b, out, geometry, accumulate)
+        multiply(x, unpacked, b, out, geometry, accumulate, relu=relu)
     else:
-        winograd.winograd(x, unpacked, b, out, geometry, accumulate, chosen)
+        winograd.winograd(x, unpacked, b, out, geometry, accumulate, relu, chosen)
     return out
 
 

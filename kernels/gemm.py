@@ -28,6 +28,7 @@ from kernels.activations import FUNCTIONS, GELU, activate
 from kernels.arrays import (
     ADD,
     PAST_CACHES,
+    RELU,
     address,
     check_array,
     check_parts,
@@ -56,6 +57,7 @@ from kernels.packing import (
 )
 from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
 from kernels.simd import LANES, fence, float_pointer, load, next_task, store, stream
+from kernels.simd import relu as relu_vector
 
 _ROWS = 96  # output pixels of a block: their inputs and sums are used while they are in cache
 _PACK_ROWS = 2048  # output pixels of a task that packs its weights, at most
@@ -104,22 +106,26 @@ def _gate(block, rows, gates):
 
 @inline
 def _write(block, rows, columns, out, out_stride, how):
-    """Copy the first columns of a block to the output, or add them to it."""
+    """Copy the first columns of a block to the output, or add them to it; then no less than 0 if `how` has `RELU`."""
     whole = columns // LANES * LANES
     for i in range(rows):
         source, target = block + i * STRIDE, out + i * out_stride
         for j in range(0, whole * 4, LANES * 4):
-            if how == ADD:
-                store(target + j, load(target + j) + load(source + j))
-            elif how == PAST_CACHES:
-                stream(target + j, load(source + j))
+            value = load(source + j)
+            if how & ADD:
+                value = load(target + j) + value
+            if how & RELU:
+                value = relu_vector(value)
+            if how & PAST_CACHES:
+                stream(target + j, value)
             else:
-                store(target + j, load(source + j))
+                store(target + j, value)
         if whole < columns:
             a = carray(float_pointer(source), columns)
             b = carray(float_pointer(target), columns)
             for j in range(whole, columns):
-                b[j] = b[j] + a[j] if how == ADD else a[j]
+                value = b[j] + a[j] if how & ADD else a[j]
+                b[j] = np.float32(0) if how & RELU and value < 0 else value
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -268,6 +274,7 @@ def multiply(
     accumulate: bool,
     activation: str | None = None,
     first: int = 0,
+    relu: bool = False,
 ) -> None:
     """Convolve x (..., c_in) with w into out (..., c_out); every argument has been checked by the caller.
 
@@ -287,6 +294,8 @@ def multiply(
         Function of the sums and the bias, a key of `kernels.activations.FUNCTIONS` or ``geglu``, before they are added.
     first : int
         Which of w's input channels is the first of x; x may have fewer than w if there is one tap.
+    relu : bool
+        Whether what ends up in out, with what has been added, is raised to 0.
     """
     g, channels, c_out, gated = geometry, x.shape[-1], w.shape[0], activation == "geglu"
     taps, workers, panels, chunk = g.kh * g.kw, threads(), panel_count(c_out, gated), chunk_size(channels, g.kh * g.kw)
@@ -306,7 +315,7 @@ def multiply(
         *weight,
         address(out), g.images, g.out_h, g.out_w, c_out,
         *bias_address(bias), int(gated), 0 if gated or activation is None else FUNCTIONS[activation],
-        manner(out, accumulate),
+        manner(out, accumulate, relu),
         *blocks, panels, group, buffers, panel_floats * 4, workers,
     )  # fmt: skip
 

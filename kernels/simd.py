@@ -195,6 +195,16 @@ def maximum(typingctx, a, b):
 
 
 @intrinsic
+def relu(typingctx, v):
+    """``relu(vector)``: 0 where a lane is negative; NaN stays NaN."""
+
+    def codegen(context, builder, sig, args):
+        return _maximum(builder, _constant(0.0), args[0])  # in this order NaN passes
+
+    return vector(vector), codegen
+
+
+@intrinsic
 def highest(typingctx, v):
     """``highest(vector) -> float32``, the largest lane."""
 
@@ -427,6 +437,16 @@ def tile_add(typingctx, tile, value):
         return _assemble(builder, [builder.fadd(a, b) for a, b in zip(members, others, strict=True)])
 
     return tile(tile, value), codegen
+
+
+@intrinsic
+def tile_relu(typingctx, tile):
+    """``tile_relu(tile)``: `relu` of every vector of the tile."""
+
+    def codegen(context, builder, sig, args):
+        return _assemble(builder, [_maximum(builder, _constant(0.0), v) for v in _members(builder, args[0])])
+
+    return tile(tile), codegen
 
 
 @intrinsic

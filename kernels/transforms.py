@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.arrays import ADD, PAST_CACHES
+from kernels.arrays import ADD, PAST_CACHES, RELU
 from kernels.jit import inline
 from kernels.simd import (
     load,
@@ -23,6 +23,7 @@ from kernels.simd import (
     tile_collect,
     tile_gather,
     tile_load,
+    tile_relu,
     tile_scatter,
     tile_spread,
     tile_stream,
@@ -95,9 +96,11 @@ def _make_finish(transform, step: int, taps: int):
     @inline
     def finish(sums, stride, table, offset, bias, how):
         result = tile_add(transform(tile_collect(sums, stride, size, size)), load(bias))
-        if how == ADD:
-            tile_scatter(tile_add(result, tile_gather(table, offset, step, step)), table, offset)
-        elif how == PAST_CACHES:
+        if how & ADD:
+            result = tile_add(result, tile_gather(table, offset, step, step))
+        if how & RELU:
+            result = tile_relu(result)
+        if how & PAST_CACHES:
             tile_stream(result, table, offset)
         else:
             tile_scatter(result, table, offset)

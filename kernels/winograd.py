@@ -174,7 +174,7 @@ def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c
     """Transform back the sums of one tile, add a bias and write; channels fewer than a vector by way of copies."""
     for c in range(column, min(column + WIDTH, c_out), LANES):
         valid = min(LANES, c_out - c)
-        if how == ADD:
+        if how & ADD:
             for i in range(step * step):
                 prefetch(table[i] + (step * spread * c_out + c) * 4)  # the pixels of the next tile
         if bias:
@@ -185,7 +185,7 @@ def _finish_tile(sums, stride, table, copies, copy_table, bias, shift, column, c
         if valid == LANES:
             finish_vector(where, stride, table.ctypes.data, c * 4, shift.ctypes.data, step, taps, how)
         else:
-            if how == ADD:
+            if how & ADD:
                 _copy_channels(table, c * 4, valid, copies, step * step)
             finish_vector(where, stride, copy_table.ctypes.data, 0, shift.ctypes.data, step, taps, how)
             for i in range(step * step):
@@ -305,7 +305,7 @@ def _spread(taps: int) -> int:
 
 def winograd(
     x: np.ndarray, w: np.ndarray | AdaptedWeight, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry,
-    accumulate: bool, algorithm: str,
+    accumulate: bool, relu: bool, algorithm: str,
 ) -> None:  # fmt: skip
     """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked.
 
@@ -313,12 +313,12 @@ def winograd(
     """
     spread = _spread(FORMS[algorithm][1])
     for phase in itertools.product(range(min(spread, geometry.out_h)), range(min(spread, geometry.out_w))):
-        _convolve(x, w, bias, out, geometry, accumulate, algorithm, phase)
+        _convolve(x, w, bias, out, geometry, accumulate, relu, algorithm, phase)
 
 
 def _convolve(
     x: np.ndarray, w: np.ndarray | AdaptedWeight, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry,
-    accumulate: bool, algorithm: str, phase: tuple[int, int],
+    accumulate: bool, relu: bool, algorithm: str, phase: tuple[int, int],
 ) -> None:  # fmt: skip
     """Compute one phase of the outputs, or all of them if there are no phases."""
     g, channels, c_out, (step, taps, _) = geometry, x.shape[-1], out.shape[-1], FORMS[algorithm]
@@ -346,7 +346,7 @@ def _convolve(
     buffer_floats = filters_floats + sums_floats + packed_floats
     buffers = address(scratch.take("filters", buffer_floats * workers))
     spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
-    blank, how = zeros(channels), manner(out, accumulate)
+    blank, how = zeros(channels), manner(out, accumulate, relu)
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
         _transform_inputs(

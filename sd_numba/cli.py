@@ -140,9 +140,12 @@ def _threads_option(command: Any) -> Any:
 @click.option("-n", "--negative-prompt", default="", metavar="TEXT", help="What to steer away from.")
 @click.option(
     "-m", "--model", type=click.Path(),
-    help="A .safetensors file, or a folder in diffusers layout.  [default: embedded model]",
+    help="Folder in diffusers layout, .safetensors file, or id of a downloaded model.  [default: embedded model]",
 )  # fmt: skip
 @click.option("--vae", type=click.Path(), help="Another VAE than the model's own: a .safetensors file or a folder.")
+@click.option(
+    "--taesd", type=click.Path(), help="File or folder of a tiny autoencoder: decodes in a fraction of the time."
+)
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
     help="A LoRA or LoCon (.safetensors); may be given several times.",
@@ -208,7 +211,9 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     for path in paths:
         check_output(path)
     start = time.perf_counter()
-    pipe = StableDiffusionPipeline.open(options["model"], precision=options["precision"], vae=options["vae"])
+    pipe = StableDiffusionPipeline.open(
+        options["model"], precision=options["precision"], vae=options["vae"], taesd=options["taesd"]
+    )
     text, tagged = split_tags(prompt)
     loras = [*map(split_weight, options["loras"]), *tagged]
     for lora, weight in loras:

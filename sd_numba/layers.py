@@ -28,6 +28,10 @@ class WeightSource(Protocol):
 
     packed: bool
 
+    def __contains__(self, name: object) -> bool:
+        """Whether it holds a tensor of this name."""
+        ...
+
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Give the tensor of this name, which must have this shape."""
         ...
@@ -96,12 +100,15 @@ class Conv2d:
     Parameters
     ----------
     weights : WeightSource
-        Holds ``<prefix>.weight (c_out, c_in, kernel, kernel)`` and ``<prefix>.bias (c_out,)``.
+        Holds ``<prefix>.weight (c_out, c_in, kernel, kernel)`` and, if ``bias``, ``<prefix>.bias (c_out,)``.
     prefix : str
     c_in, c_out : int
     kernel, stride : int
     padding : int or ((top, bottom), (left, right)), optional
         By default the padding that keeps the size at stride 1.
+    bias : bool
+    activation : str, optional
+        One of those of `kernels.conv2d`.
     """
 
     def __init__(
@@ -113,14 +120,16 @@ class Conv2d:
         kernel: int = 3,
         stride: int = 1,
         padding: Padding | None = None,
+        bias: bool = True,
+        activation: str | None = None,
     ) -> None:
         w = weights.take(f"{prefix}.weight", (c_out, c_in, kernel, kernel))
         by_winograd = (kernel, stride) == (3, 1)  # the algorithm for these has no use for packed weights
         self.weight: Any = adapt(weights, prefix, w)
         if weights.packed and not by_winograd:
             self.weight = kernels.pack_conv2d(self.weight)
-        self.bias = take_vector(weights, f"{prefix}.bias", c_out)
-        self.stride = stride
+        self.bias = take_vector(weights, f"{prefix}.bias", c_out) if bias else None
+        self.stride, self.activation = stride, activation
         self.padding = (kernel - 1) // 2 if padding is None else padding
 
     def __call__(
@@ -135,12 +144,13 @@ class Conv2d:
         """Apply the layer.
 
         ``bias (n, c_out)`` replaces the layer's own, one row an image; ``upsample`` reads ``x`` as if enlarged 2x by
-        nearest neighbour; ``accumulate`` adds the result to ``out``.
+        nearest neighbour; ``accumulate`` adds the result to ``out``, before the activation.
         """
         b = self.bias if bias is None else bias
         return kernels.conv2d(
-            x, self.weight, b, self.stride, self.padding, upsample=upsample, out=out, accumulate=accumulate
-        )
+            x, self.weight, b, self.stride, self.padding,
+            upsample=upsample, out=out, accumulate=accumulate, activation=self.activation,
+        )  # fmt: skip
 
 
 class GroupNorm:

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import single_file
 from .checkpoint import CLASSES, COMPONENTS, PIPELINE, find_weights, kind_of, read_json
-from .download import resolve_model
+from .download import HUB_ID, resolve_model
 from .errors import ModelError
 from .headers import read_header, read_metadata
 from .tensors import BLOCKS, TensorInfo
@@ -92,7 +92,9 @@ def embedded_model_path() -> Path:
     return Path(__file__).parent / "models" / "emoji-world"
 
 
-def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None) -> Model:
+def open_model(
+    path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None, needs_vae: bool = True
+) -> Model:
     """Find a model of Stable Diffusion 1.x or 2.x, and its configurations; no weights yet.
 
     Parameters
@@ -103,6 +105,8 @@ def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLik
     vae
         Another autoencoder instead of the model's own: a ``.safetensors`` file with diffusers' or the original names,
         or a folder.
+    needs_vae
+        Whether a single file without an autoencoder is refused, if there is no other one.
 
     Raises
     ------
@@ -112,7 +116,7 @@ def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLik
     """
     found = _find(path)
     other = None if vae is None else open_vae(Path(vae))
-    model = _open_file(found, other is not None) if os.path.isfile(found) else _open_folder(found)
+    model = _open_file(found, needs_vae and other is None) if os.path.isfile(found) else _open_folder(found)
     if other is None:
         return model
     config, opener = other
@@ -122,7 +126,10 @@ def open_model(path: str | os.PathLike[str] | None = None, vae: str | os.PathLik
 def _find(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         return embedded_model_path()
-    return resolve_model(str(path)) or Path(path)
+    found = resolve_model(str(path))
+    if found is None and HUB_ID.fullmatch(str(path)) and not os.path.exists(path):
+        raise ModelError(f"{path}: no such file or folder, and no downloaded model; run: sd-numba download {path}")
+    return found or Path(path)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -188,11 +195,12 @@ def _listed(words: Sequence[str], conjunction: str) -> str:
 # --- single files -----------------------------------------------------------------------------------------------------
 
 
-def _open_file(path: Path, has_vae: bool) -> Model:
-    """Open a single file; its autoencoder may be missing if another one is given."""
+def _open_file(path: Path, needs_vae: bool) -> Model:
+    """Open a single file."""
     header = read_header(path)
-    wanted = {name: prefix for name, prefix in single_file.PREFIXES.items() if not (has_vae and name == "vae")}
-    missing = [prefix for prefix in wanted.values() if not any(name.startswith(prefix) for name in header)]
+    there = [prefix for prefix in single_file.PREFIXES.values() if any(name.startswith(prefix) for name in header)]
+    wanted = {n: prefix for n, prefix in single_file.PREFIXES.items() if n != "vae" or needs_vae or prefix in there}
+    missing = [prefix for prefix in wanted.values() if prefix not in there]
     kind = kind_of(header)
     if missing or not kind.supported:
         lacks = f" without tensors {_listed([f'{prefix}*' for prefix in missing], 'and')}" if missing else ""

@@ -26,6 +26,7 @@ from .model import NETWORKS, V_SIZE, Model, open_model
 from .noise import make_noise
 from .samplers import SAMPLER_NAMES, Sampler, canonical_sampler_name, make_sampler, sampler_name_from_config
 from .single_file import Names, unet_names
+from .taesd import TinyVae, taesd_files
 from .text_encoder import TextEncoder
 from .unet import EncodedContext, UNet
 from .vae import Vae
@@ -112,9 +113,9 @@ class StableDiffusionPipeline:
 
     text_encoder: TextEncoder
     unet: UNet
-    vae: Vae
+    vae: Vae | TinyVae
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None) -> None:
         self.scheduler_config, self.name = model.scheduler, model.name
         self.defaults = {
             "num_inference_steps": 20,
@@ -122,41 +123,45 @@ class StableDiffusionPipeline:
             "scheduler": _own_sampler(model.scheduler),
             **model.defaults,
         }
-        self._configs = {part: parse(getattr(model, part)) for part, (_, parse) in NETWORKS.items()}
+        self._networks = {part: network for part, (network, _) in NETWORKS.items()}
+        parts = [part for part in NETWORKS if part != "vae" or taesd is None]
+        self._configs = {part: NETWORKS[part][1](getattr(model, part)) for part in parts}
         self.tokenizer = model.open_tokenizer(self._configs["text_encoder"].vocab_size)
-        self._weights = {part: model.weights(part) for part in NETWORKS}
+        self._weights = {part: model.weights(part) for part in parts}
+        if taesd is not None:
+            self._networks["vae"] = TinyVae
+            self._weights["vae"], self._configs["vae"] = taesd_files(taesd)
         self._vectors = np.empty((0, self._configs["text_encoder"].hidden_size), np.float32)
         for part in NETWORKS:
             self._build(part)
             self._weights[part].finish()
-        self._check_parts(model.path)
+        self._check_parts(model)
 
     def _build(self, part: str) -> None:
-        setattr(self, part, NETWORKS[part][0](self._weights[part], self._configs[part]))
+        setattr(self, part, self._networks[part](self._weights[part], self._configs[part]))
         self.text_encoder.token_embedding.more = self._vectors
 
-    def _check_parts(self, path: Path) -> None:
+    def _check_parts(self, model: Model) -> None:
         """Raise ModelError unless the parts of the model belong together."""
+        path, levels = model.path, model.vae.get("block_out_channels")
         width, latents = self.text_encoder.config.hidden_size, self.vae.config.latent_channels
+        factor = 2 ** (len(levels) - 1) if isinstance(levels, list | tuple) else self.vae.factor
         unet = self.unet.config
         if unet.in_channels > unet.out_channels == latents:
             raise ModelError(
                 f"{path}: its UNet takes {unet.in_channels} channels, {latents} of them latents: a model for "
                 "inpainting or editing; expected one for text to image"
             )
-        faults = (
-            (
-                width != unet.cross_attention_dim,
-                f"text encoder is {width} wide, but its UNet expects {unet.cross_attention_dim}",
-            ),
-            (
-                latents != unet.in_channels,
-                f"VAE has {latents} latent channels, but its UNet expects {unet.in_channels}",
-            ),
-        )
-        for wrong, fault in faults:
-            if wrong:
-                raise ModelError(f"{path}: its {fault}; the parts are of different models")
+        if width != unet.cross_attention_dim:
+            raise ModelError(
+                f"{path}: its text encoder is {width} wide, but its UNet expects {unet.cross_attention_dim}; "
+                "the parts are of two models"
+            )
+        found, needed = (latents, self.vae.factor), (unet.in_channels, factor)
+        if found != needed:
+            says = "latents of {} channels, {} times smaller than pictures".format
+            source = self._weights["vae"].path
+            raise ModelError(f"{source}: found {says(*found)}, but the model needs {says(*needed)}")
 
     @classmethod
     def from_pretrained(
@@ -166,14 +171,15 @@ class StableDiffusionPipeline:
         precision: str = "f32",
         weights: str = "auto",
         vae: str | os.PathLike[str] | None = None,
+        taesd: str | os.PathLike[str] | None = None,
     ) -> StableDiffusionPipeline:
         """Open a model.
 
         Parameters
         ----------
         model : path, optional
-            Folder in diffusers layout, or a ``.safetensors`` file with everything in it; without it, the small model
-            that comes with the package.
+            Folder in diffusers layout, ``.safetensors`` file with everything in it, or id of a model that was
+            downloaded; without it, the small model that comes with the package.
         precision : {"f32"}
             Arithmetic of the products.
         weights : {"auto", "mmap", "packed"}
@@ -181,6 +187,8 @@ class StableDiffusionPipeline:
             whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
         vae : path, optional
             File or folder of another autoencoder, instead of the model's own.
+        taesd : path, optional
+            File or folder of a tiny autoencoder that takes the place of either, as for `sd_numba.taesd.open_taesd`.
 
         Returns
         -------
@@ -194,7 +202,7 @@ class StableDiffusionPipeline:
             If precision or weights is none of the above.
         """
         check_choice("weights", weights, WEIGHT_POLICIES)
-        pipe = cls.open(model, precision=precision, vae=vae)
+        pipe = cls.open(model, precision=precision, vae=vae, taesd=taesd)
         pipe.prepare(weights)
         return pipe
 
@@ -205,13 +213,14 @@ class StableDiffusionPipeline:
         *,
         precision: str = "f32",
         vae: str | os.PathLike[str] | None = None,
+        taesd: str | os.PathLike[str] | None = None,
     ) -> StableDiffusionPipeline:
         """Do what `from_pretrained` does, but for what takes a compiled kernel: that is left to `prepare`.
 
         So the command line can tell errors, and change the model, before it compiles.
         """
         check_choice("precision", precision, PRECISIONS)
-        return cls(open_model(model, vae))
+        return cls(open_model(model, vae, needs_vae=taesd is None), taesd)
 
     def prepare(self, weights: str = "auto") -> None:
         """Pack weights as `from_pretrained` says, and find out what the UNet predicts if the model's file does not say.

@@ -184,7 +184,9 @@ def vae_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     modules = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
     kept = {name: info for name, info in tensors.items() if name.startswith(modules)}
     levels, layers = _count(kept, r"decoder\.up\.(\d+)\."), _count(kept, r"encoder\.down\.0\.block\.(\d+)\.")
-    return _renamed(kept, vae_names(levels, layers)) if levels else kept
+    if levels:
+        return _renamed(kept, vae_names(levels, layers))
+    return {name: info for old, info in kept.items() if (name := canonical_name(old)) is not None}
 
 
 def _text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

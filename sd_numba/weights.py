@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ class Weights:
         self._updates: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
         self._updated: set[str] = set()
         for file in files:
-            self._map(file, read_header(file))
+            self._map(file, read_header(file), canonical_name)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Weights:
@@ -101,16 +101,16 @@ class Weights:
         """Open some of the tensors of a file, under the names that they have here."""
         weights = cls(file, [])
         weights.files = [file]
-        weights._map(file, tensors)
+        weights._map(file, tensors, str)
         return weights
 
-    def _map(self, path: Path, header: Mapping[str, TensorInfo]) -> None:
+    def _map(self, path: Path, header: Mapping[str, TensorInfo], rename: Callable[[str], str | None]) -> None:
         if not header:
             raise ModelError(f"{path}: holds no tensors")
         mapped = map_file(path)
         self._maps.append(mapped)
         for stored, info in header.items():
-            name = canonical_name(stored)
+            name = rename(stored)
             if name is None:
                 self.unused.append(stored)
             elif name in self._tensors:

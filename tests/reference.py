@@ -103,8 +103,8 @@ def linear(x, w, b=None, *, out=None, accumulate=False):
     return _store(y, out, accumulate)
 
 
-def conv2d(x, w, b=None, stride=1, padding=1, *, upsample=False, out=None, accumulate=False):
-    """One product per tap of the filter: shift, multiply, add."""
+def conv2d(x, w, b=None, stride=1, padding=1, *, upsample=False, out=None, accumulate=False, activation=None):
+    """One product per tap of the filter: shift, multiply, add; the activation comes after what is accumulated."""
     if upsample:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
     rows, cols = (padding, padding) if isinstance(padding, int) else padding
@@ -121,6 +121,8 @@ def conv2d(x, w, b=None, stride=1, padding=1, *, upsample=False, out=None, accum
             y += tap @ w[:, :, i, j].T
     if b is not None:  # (c_out,) for all images or (n, c_out), one row an image
         y += _f64(b).reshape(-1, 1, 1, c_out)
+    if activation == "relu":
+        y, accumulate = np.maximum(y + (out.astype(np.float64) if accumulate else 0), 0), False
     return _store(y, out, accumulate)
 
 

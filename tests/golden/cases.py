@@ -274,6 +274,41 @@ CASES: tuple[Case, ...] = (
     ),
 )
 
+# ---- the tiny autoencoder
+
+
+@dataclass(frozen=True)
+class TinyCase:
+    """A miniature of TAESD and its inputs, whose sizes three halvings do not divide."""
+
+    path: Path = GOLDEN / "taesd.npz"
+    latent_size: tuple[int, int, int] = (2, 3, 5)
+    image_size: tuple[int, int, int] = (2, 21, 39)
+
+    @property
+    def config(self) -> Config:
+        """As in diffusers' ``config.json``."""
+        return {
+            "_class_name": "AutoencoderTiny",
+            "encoder_block_out_channels": [8] * 4,
+            "decoder_block_out_channels": [12] * 4,
+            "num_encoder_blocks": [1, 2, 1, 1],
+            "num_decoder_blocks": [2, 1, 3, 1],
+        }
+
+    def latents(self) -> np.ndarray:
+        """The decoder's input."""
+        batch, height, width = self.latent_size
+        return 2 * random_noise("latents", (batch, 4, height, width))
+
+    def image(self) -> np.ndarray:
+        """The encoder's input, in [-1, 1]."""
+        batch, height, width = self.image_size
+        return np.tanh(random_noise("image", (batch, 3, height, width)))
+
+
+TINY = TinyCase()
+
 # ---- the tokenizer
 
 PROMPTS: tuple[str, ...] = (

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from bench.make_random_model import random_tensor, write_tokenizer  # noqa: E402
-from tests.golden.cases import CASES, EMBEDDED, GOLDEN, PROMPTS, SAMPLERS, TOKENIZERS, Case  # noqa: E402
+from tests.golden.cases import CASES, EMBEDDED, GOLDEN, PROMPTS, SAMPLERS, TINY, TOKENIZERS, Case  # noqa: E402
 
 
 def fill(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
@@ -147,6 +147,16 @@ def make_embedded() -> None:
     save(EMBEDDED.path, results)
 
 
+def make_taesd() -> None:
+    """Write the golden file of the tiny autoencoder."""
+    vae = fill(diffusers.AutoencoderTiny.from_config(TINY.config))
+    results = {
+        "decode": vae.decode(torch.from_numpy(TINY.latents()).double()).sample,
+        "encode": vae.encode(torch.from_numpy(TINY.image()).double()).latents,
+    }
+    save(TINY.path, results)
+
+
 def make_tokenizer() -> None:
     """Write the ids of all prompts by every tokenizer."""
     results = {}
@@ -177,7 +187,7 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # diffusers finds the models too small
     makers = {case.name: lambda case=case: make_case(case) for case in CASES}
-    makers |= {"embedded": make_embedded, "tokenizer": make_tokenizer}
+    makers |= {"embedded": make_embedded, "taesd": make_taesd, "tokenizer": make_tokenizer}
     for name in sys.argv[1:] or makers:
         makers[name]()
 

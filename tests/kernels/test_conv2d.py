@@ -85,6 +85,26 @@ def test_matches_twin(case):
         assert_close(out, reference.conv2d(x, w, **options), tolerance)
 
 
+RELU_SHAPES = [((3, 5, 7, 1), 1), ((1, 13, 11, 20), 72), ((2, 9, 10, 16), 3), ((1, 256, 256, 4), 64)]
+
+
+@pytest.mark.parametrize(("x_shape", "c_out"), RELU_SHAPES)
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4", "winograd_up"])
+def test_relu_comes_last(algorithm, x_shape, c_out):
+    """After the bias, and after what is added: the same bits as without it, and zeros; NaN stays NaN."""
+    x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, c_out)
+    options = {"algorithm": algorithm, "upsample": algorithm == "winograd_up"}
+    if options["upsample"]:
+        x = np.ascontiguousarray(x[:, : -(-x_shape[1] // 2), : -(-x_shape[2] // 2)])
+    x[0, 0, 0, 0] = np.nan
+    plain = kernels.conv2d(x, w, b, **options)
+    assert np.isnan(plain[0, 0, 0]).all()
+    assert_same_bits(kernels.conv2d(x, w, b, **options, activation="relu"), np.maximum(plain, 0))
+    with fenced(*plain.shape, fill=0.5) as out:
+        kernels.conv2d(x, w, b, **options, out=out, accumulate=True, activation="relu")
+        np.testing.assert_array_equal(out, np.maximum(plain + np.float32(0.5), 0))
+
+
 @pytest.mark.parametrize("how", STORED)
 @pytest.mark.parametrize("w_shape", [(1, 1, 3, 3), (3, 5, 1, 1), (65, 17, 3, 3), (16, 16, 1, 1), (20, 400, 3, 1)])
 def test_stored_weights(how, w_shape):
@@ -197,6 +217,7 @@ BAD = {
     "out overlaps x": (ValueError, "out", (SHARED[:180].reshape(X.shape), W), {"out": SHARED_OUT}),
     "out overlaps w": (ValueError, "out", (X, SHARED[:108].reshape(W.shape)), {"out": SHARED_OUT}),
     "out overlaps b": (ValueError, "out", (X, W, SHARED[100:104]), {"out": SHARED_OUT}),
+    "another activation": (ValueError, "activation", (X, W), {"activation": "silu"}),
     "nothing to accumulate on": (ValueError, "out", (X, W), {"accumulate": True}),
 }  # fmt: skip
 
