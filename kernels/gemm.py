@@ -193,7 +193,8 @@ def _multiply(
                     target = packed + (panel - panel0) * panel_bytes
                     pack_panel(w, kind, c_out, channels * taps, row_bytes, gated, offsets, panel, target)
                     if rank:
-                        update_panel(down, rank, up + panel * rank * STRIDE, channels, taps, chunk, table, target)
+                        up_panel = up + panel * rank * STRIDE
+                        update_panel(down, rank, up_panel, channels, taps, chunk, table, block, target)
                 if following < tasks and groups > 1:
                     later = following % groups * group * panel_columns
                     ahead = w + later * row_bytes

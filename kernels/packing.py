@@ -23,7 +23,7 @@ from numba import carray, prange
 from kernels.arrays import address, check_weight
 from kernels.jit import inline, kernel
 from kernels.memory import aligned, scratch
-from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows, product_vector
+from kernels.product import SIX, STRIDE, VECTORS, WIDTH, narrow1, product6
 from kernels.simd import (
     BFLOAT16,
     E4M3,
@@ -34,7 +34,9 @@ from kernels.simd import (
     byte_pointer,
     float_pointer,
     int_pointer,
+    load,
     load_transposed,
+    store,
     tile_scatter,
 )
 
@@ -117,35 +119,36 @@ def pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, target
 
 
 @inline
-def update_panel(down, rank, up, channels, taps, chunk, table, target):
+def update_panel(down, rank, up, channels, taps, chunk, table, spare, target):
     """Add a low-rank update to a packed panel.
 
-    Row k of `down`, (channels * taps, rank), is for stored column k; `up` is a panel, [rank][WIDTH]; `table` is room
-    for addresses of rows.
+    Row k of `down`, (channels * taps, rank), is for stored column k; `up` is a panel, [rank][WIDTH]. `table` is room
+    for six addresses, `spare` for six rows of a panel.
     """
     for c in range(0, channels, chunk):
         depth = min(chunk, channels - c)
         for tap in range(taps):
-            block = target + (c * taps + tap * depth) * STRIDE
-            for first in range(0, depth, len(table)):
-                rows = min(len(table), depth - first)
-                for i in range(rows):
-                    table[i] = down + ((c + first + i) * taps + tap) * rank * 4
-                product_rows(
-                    table.ctypes.data, 0, 4, up, block + first * STRIDE, rows, rank, VECTORS, False, 0, 0, 0
-                )  # fmt: skip
+            for first in range(0, depth, SIX):
+                rows = min(SIX, depth - first)
+                for i in range(SIX):
+                    table[i] = down + ((c + first + min(i, rows - 1)) * taps + tap) * rank * 4
+                product6(table.ctypes.data, 0, 4, up, spare, rank, True, 0, 0, 0)
+                block = target + (c * taps + tap * depth + first) * STRIDE
+                for j in range(0, rows * STRIDE, LANES * 4):
+                    store(block + j, load(block + j) + load(spare + j))
 
 
 @inline
-def update_columns(down, rank, up, columns, table, target):
-    """Add a low-rank update to packed columns of one vector of outputs, [columns][LANES]; `up` is [rank][WIDTH].
-
-    `table` and `target` have room for the columns rounded up to a multiple of six.
-    """
+def update_columns(down, rank, up, columns, table, spare, target):
+    """Add a low-rank update to packed columns of one vector of outputs, [columns][LANES]; arguments as above."""
     for first in range(0, columns, SIX):
+        rows = min(SIX, columns - first)
         for i in range(SIX):
-            table[i] = down + min(first + i, columns - 1) * rank * 4
-        product_vector(table.ctypes.data, 0, 4, up, target + first * LANES * 4, rank, False, 0, 0, 0)
+            table[i] = down + (first + min(i, rows - 1)) * rank * 4
+        narrow1(table.ctypes.data, 0, 4, up, spare, rank, True, 0, 0, 0)
+        for i in range(rows):
+            where = target + (first + i) * LANES * 4
+            store(where, load(where) + load(spare + i * STRIDE))
 
 
 @kernel(13)
@@ -157,8 +160,10 @@ def _pack(w, kind, c_out, channels, taps, chunk, gated, offsets, down, rank, up,
         target = panels + panel * columns * STRIDE
         pack_panel(w, kind, c_out, columns, row_bytes, gated, offsets, panel, target)
         if rank:
-            table = np.empty(16 * SIX, np.int64)
-            update_panel(down, rank, up + panel * rank * STRIDE, channels, taps, chunk, table, target)
+            table, spare = np.empty(SIX, np.int64), np.empty(SIX * WIDTH, np.float32)
+            update_panel(
+                down, rank, up + panel * rank * STRIDE, channels, taps, chunk, table, spare.ctypes.data, target
+            )  # fmt: skip
 
 
 @kernel(6)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from kernels import isa
 from kernels.jit import inline
-from kernels.simd import LANES, prefetch, row_addresses, tile_add, tile_fma, tile_load, tile_store, tile_zero
+from kernels.simd import prefetch, row_addresses, tile_add, tile_fma, tile_load, tile_store, tile_zero
 
 VECTORS = isa.tile().vectors
 WIDTH = isa.tile().width
@@ -21,7 +21,7 @@ STRIDE = WIDTH * 4  # bytes from a row of a panel or a block to the next
 SIX = 6  # rows of the register tile
 
 
-def _make_product(rows: int, vectors: int, block_stride: int = STRIDE):
+def _make_product(rows: int, vectors: int):
     """Make the micro-kernel ``block[rows, vectors] += a[rows, depth] @ panel[depth, vectors]``.
 
     Its arguments are the address of a table of row addresses of a, a byte offset to add to each of them, the bytes from
@@ -47,19 +47,18 @@ def _make_product(rows: int, vectors: int, block_stride: int = STRIDE):
         if depth % 2:
             acc = tile_fma(acc, addresses, offset, panel)
         if not fresh:  # added last: a sum of the sums of chunks loses fewer digits than one long sum
-            acc = tile_add(acc, tile_load(block, block_stride, rows, vectors))
-        tile_store(acc, block, block_stride)
+            acc = tile_add(acc, tile_load(block, STRIDE, rows, vectors))
+        tile_store(acc, block, STRIDE)
 
     return product
 
 
-_product6 = _make_product(SIX, VECTORS)
+product6 = _make_product(SIX, VECTORS)
 _product4 = _make_product(4, VECTORS)
 _product1 = _make_product(1, VECTORS)
 _narrow3 = _make_product(SIX, min(3, VECTORS))
 _narrow2 = _make_product(SIX, min(2, VECTORS))
-_narrow1 = _make_product(SIX, 1)
-product_vector = _make_product(SIX, 1, LANES * 4)  # of six rows and one vector of a panel, to a block of that width
+narrow1 = _make_product(SIX, 1)
 
 
 @inline
@@ -74,7 +73,7 @@ def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh,
     lines = depth // 2 * ahead_step
     if vectors == VECTORS:
         while rows - i >= SIX and rows - i != 8:
-            _product6(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
+            product6(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
             ahead += lines
             i += SIX
         while rows - i >= 4:
@@ -87,7 +86,7 @@ def product_rows(table, offset, step, panel, block, rows, depth, vectors, fresh,
             i += 1
     while i < rows:
         if vectors == 1:
-            _narrow1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
+            narrow1(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
         elif vectors == 2:
             _narrow2(table + 8 * i, offset, step, panel, block + i * STRIDE, depth, fresh, ahead, ahead_step, gap)
         else:

@@ -137,7 +137,7 @@ def _transform_inputs(
 
 @inline
 def _transform_filters(
-    w, kind, c_out, channels, down, rank, up, first, depth, offsets, panel, table, packed, filters,
+    w, kind, c_out, channels, down, rank, up, first, depth, offsets, panel, table, spare, packed, filters,
     step, taps, below, right,
 ):  # fmt: skip
     """Transform the filters of a panel and the channels first .. first + depth, as [part][depth][WIDTH]."""
@@ -152,7 +152,7 @@ def _transform_filters(
             pack_columns(source, channels * 9 * size, kind, rows, some * 9, offsets, packed)
             if rank and rows:
                 up_vector = up + (panel * rank * WIDTH + j * LANES) * 4
-                update_columns(down + (first + c0) * 9 * rank * 4, rank, up_vector, some * 9, table, packed)
+                update_columns(down + (first + c0) * 9 * rank * 4, rank, up_vector, some * 9, table, spare, packed)
             for c in range(some):
                 target = filters + (c0 + c) * STRIDE + j * LANES * 4
                 transform_filter(packed + c * 9 * LANES * 4, 3 * LANES * 4, target, stride, step, taps, below, right)
@@ -216,6 +216,7 @@ def _multiply_tiles(
         all_sums = filters + filters_bytes
         packed = all_sums + sums_bytes
         rows = np.empty(_TILES + SIX, np.int64)
+        spare = np.empty(SIX * WIDTH, np.float32)
         table = np.empty(16, np.int64)
         shift = np.zeros(LANES, np.float32)
         copies = np.zeros((16, LANES), np.float32)
@@ -233,8 +234,8 @@ def _multiply_tiles(
                 depth = min(chunk, channels - c)
                 row_floats = _whole(depth)
                 _transform_filters(
-                    w, kind, c_out, channels, down, rank, up, c, depth, offsets, panel, rows, packed, filters,
-                    step, taps, below, right,
+                    w, kind, c_out, channels, down, rank, up, c, depth, offsets, panel, rows, spare.ctypes.data,
+                    packed, filters, step, taps, below, right,
                 )  # fmt: skip
                 next_panel, next_c = panel, c + chunk
                 if next_c >= channels:
