@@ -13,8 +13,8 @@ from kernels.conv2d import conv2d, pack_conv2d
 from kernels.gemm import linear, matmul, pack_linear
 from kernels.jit import set_threads, threads, warmup
 from kernels.low_rank import add_low_rank
-from kernels.memory import reuse
-from kernels.norm import group_norm, layer_norm
+from kernels.memory import reuse, trim
+from kernels.norm import group_norm, group_statistics, layer_norm
 from kernels.packing import AdaptedWeight, PackedWeight
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "group_norm",
+    "group_statistics",
     "layer_norm",
     "linear",
     "matmul",
@@ -39,6 +40,7 @@ __all__ = [
     "set_threads",
     "silu",
     "threads",
+    "trim",
     "warmup",
     "widen",
 ]

@@ -65,6 +65,9 @@ class _Pool:
         if self._free is not None:
             self._free.append(block)
 
+    def clear(self) -> None:
+        self._free = []
+
     def close(self) -> None:
         self._free = None
 
@@ -106,6 +109,12 @@ def reuse() -> Iterator[None]:
     finally:
         _active.pool = None
         pool.close()
+
+
+def trim() -> None:
+    """Give the system what is free in the memory of `reuse`: much smaller arrays are next, which would not take it."""
+    if _active.pool is not None:
+        _active.pool.clear()
 
 
 def empty(shape: Sequence[int]) -> np.ndarray:

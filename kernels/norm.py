@@ -43,11 +43,12 @@ def _sum_pixels(x, first, last, c, part):
             part[1, j] += run[1, j]
 
 
-@kernel(14)
-def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, sums):
-    """Normalise the channels of x followed by those of y.
+@kernel(10)
+def _group_statistics(x, x_channels, y, n, pixels, c, groups, blocks, sums, statistics):
+    """Find the statistics of the channels of x followed by those of y.
 
-    `eps` is the address of a float64; `sums` the address of (n, blocks, 3, c) float64 of scratch memory.
+    `sums` is the address of (n, blocks, 3, c) float64 of scratch memory; mean and variance of each group go to
+    `statistics`, (n, groups, 2) float64.
     """
     y_channels = c - x_channels
     for task in prange(n * blocks):
@@ -59,10 +60,7 @@ def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, 
             _sum_pixels(y + before * y_channels, first, last, y_channels, part[:, x_channels:])
 
     width = c // groups
-    gain = carray(float_pointer(weight), c)
-    offset = carray(float_pointer(bias), c)
-    epsilon = carray(double_pointer(eps), 1)[0]
-    factors = np.empty((n, 2, c), np.float32)
+    found = carray(double_pointer(statistics), (n, groups, 2))
     for i in range(n):
         parts = carray(double_pointer(sums + i * blocks * 3 * c * 8), (blocks, 3, c))
         for g in range(groups):
@@ -78,7 +76,22 @@ def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, 
                 for j in range(g * width, (g + 1) * width):
                     shift = parts[b, 2, j] - mean
                     square += parts[b, 1, j] + 2 * shift * parts[b, 0, j] + count * shift * shift
-            scale = 1 / math.sqrt(max(square, 0.0) / (pixels * width) + epsilon)
+            found[i, g, 0], found[i, g, 1] = mean, max(square, 0.0) / (pixels * width)
+
+
+@kernel(14)
+def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, silu, blocks, statistics):
+    """Normalise the channels of x followed by those of y; `eps` is the address of a float64."""
+    y_channels = c - x_channels
+    width = c // groups
+    gain = carray(float_pointer(weight), c)
+    offset = carray(float_pointer(bias), c)
+    epsilon = carray(double_pointer(eps), 1)[0]
+    found = carray(double_pointer(statistics), (n, groups, 2))
+    factors = np.empty((n, 2, c), np.float32)
+    for i in range(n):
+        for g in range(groups):
+            mean, scale = found[i, g, 0], 1 / math.sqrt(found[i, g, 1] + epsilon)
             for j in range(g * width, (g + 1) * width):
                 factors[i, 0, j] = gain[j] * scale
                 factors[i, 1, j] = offset[j] - mean * scale * gain[j]
@@ -108,6 +121,7 @@ def group_norm(
     eps: float = 1e-5,
     silu: bool = False,
     *,
+    statistics: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Group normalisation (Wu and He, arXiv:1803.08494), optionally followed by SiLU.
@@ -125,6 +139,8 @@ def group_norm(
         Added to the variance.
     silu : bool
         Apply ``y * sigmoid(y)`` to the result.
+    statistics : ndarray, optional
+        Float64 ``(n, groups, 2)``, those to use instead of x's own: as of `group_statistics`, of more than this x.
     out : ndarray, optional
         Float32 of the shape of x to write to; may be x itself, if that is one array.
 
@@ -138,29 +154,80 @@ def group_norm(
     TypeError, ValueError
         If a dtype, shape or layout is not as above.
     """
+    parts, n, pixels, c = _check_groups(x, groups)
+    check_shape("weight", weight, (c,))
+    check_shape("bias", bias, (c,))
+    if statistics is not None:
+        _check_statistics(statistics, (n, groups, 2))
+    first, one = parts[0], len(parts) == 1
+    out = output(out, (*first.shape[:-1], c), weight, bias, *parts[one:], same=first if one else None)
+    if not out.size:
+        return out
+    if statistics is None:
+        statistics = group_statistics(x, groups)
+    epsilon = np.array([float(eps)])
+    _group_norm(
+        address(first), first.shape[-1], address(parts[-1]), address(out), n, pixels, c, groups,
+        address(weight), address(bias), address(epsilon), int(silu), _block_count(pixels), address(statistics),
+    )  # fmt: skip
+    return out
+
+
+def group_statistics(x: np.ndarray | tuple[np.ndarray, ...], groups: int) -> np.ndarray:
+    """Mean and variance of each group of channels, of which `group_norm` takes its scale and shift.
+
+    Parameters
+    ----------
+    x : ndarray or tuple of two ndarray
+        As for `group_norm`, with at least one pixel.
+    groups : int
+        Number of groups; divides c.
+
+    Returns
+    -------
+    ndarray
+        Float64 ``(n, groups, 2)``: mean, variance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or layout is not as above.
+    """
+    parts, n, pixels, c = _check_groups(x, groups)
+    if not pixels:
+        raise ValueError(f"x: found shape {parts[0].shape}, expected at least one pixel")
+    blocks = _block_count(pixels)
+    sums, statistics = np.empty(n * blocks * 3 * c), np.empty((n, groups, 2))
+    _group_statistics(
+        address(parts[0]), parts[0].shape[-1], address(parts[-1]), n, pixels, c, groups, blocks,
+        address(sums), address(statistics),
+    )  # fmt: skip
+    return statistics
+
+
+def _check_groups(x: np.ndarray | tuple[np.ndarray, ...], groups: int) -> tuple[tuple[np.ndarray, ...], int, int, int]:
+    """Return x as a tuple, how many images and pixels it has, and all its channels; raise unless all is right."""
     parts = check_parts(x)
     if len(parts) > 2:
         raise ValueError(f"x: found {len(parts)} arrays, expected one or two")
     first, c = parts[0], sum(part.shape[-1] for part in parts)
     if first.ndim < 3:
         raise ValueError(f"x: found {first.ndim} dimensions {first.shape}, expected at least 3: (n, ..., c)")
-    n = first.shape[0]
     if not isinstance(groups, (int, np.integer)) or groups < 1 or c % groups:
         raise ValueError(f"groups: found {groups!r} for {c} channels, expected a whole number that divides them")
-    check_shape("weight", weight, (c,))
-    check_shape("bias", bias, (c,))
-    one = len(parts) == 1
-    out = output(out, (*first.shape[:-1], c), weight, bias, *parts[one:], same=first if one else None)
-    if not out.size:
-        return out
-    pixels = math.prod(first.shape[1:-1])
-    blocks = min(_BLOCKS, math.ceil(pixels / 16))
-    sums, epsilon = np.empty(n * blocks * 3 * c), np.array([float(eps)])
-    _group_norm(
-        address(first), first.shape[-1], address(parts[-1]), address(out), n, pixels, c, groups,
-        address(weight), address(bias), address(epsilon), int(silu), blocks, address(sums),
-    )  # fmt: skip
-    return out
+    return parts, first.shape[0], math.prod(first.shape[1:-1]), c
+
+
+def _check_statistics(statistics: np.ndarray, shape: tuple[int, ...]) -> None:
+    if not isinstance(statistics, np.ndarray) or statistics.dtype != np.float64:
+        found = getattr(statistics, "dtype", type(statistics).__name__)
+        raise TypeError(f"statistics: found {found}, expected a float64 array, as group_statistics gives")
+    if statistics.shape != shape or not statistics.flags.c_contiguous:
+        raise ValueError(f"statistics: found shape {statistics.shape}, expected {shape}, C-contiguous")
+
+
+def _block_count(pixels: int) -> int:
+    return min(_BLOCKS, math.ceil(pixels / 16))
 
 
 @kernel(7)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
+from .limits import available_memory
 
 MAX_SIDE = 8192  # pixels
-DECODER_BYTES = 2800  # of anonymous memory that the decoder needs for a pixel, measured on SD 1.5
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -48,28 +47,20 @@ def check_side(name: str, value: int, factor: int) -> None:
         raise InputError(f"{name}: found {value}, expected a multiple of {factor}, such as {lower} or {lower + factor}")
 
 
-def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
-    """Return a picture's height and width, in pixels; raise unless both sides are right and memory suffices."""
+def check_size(height: int, width: int, factor: int, pixel_bytes: int) -> tuple[int, int]:
+    """Return a picture's height and width, in pixels; raise unless both sides are right and memory suffices.
+
+    `pixel_bytes` is what decoding takes of it for a pixel.
+    """
     check_side("height", height, factor)
     check_side("width", width, factor)
-    needed, available = height * width * DECODER_BYTES, available_memory()
+    needed, available = height * width * pixel_bytes, available_memory()
     if needed > available:
         raise InputError(
             f"size: {width}x{height} needs about {needed / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are available; choose a smaller one"
         )
     return height, width
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can still be used, as far as the system tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
 
 
 def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:

@@ -33,7 +33,7 @@ from .errors import InputError, SdNumbaError
 from .lora import find_lora, split_tags, split_weight
 from .metadata import Parameters, check_output, model_hash, sampler_title, save_png
 from .model import open_model
-from .pipeline import PRECISIONS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
+from .pipeline import PRECISIONS, TILINGS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
 from .samplers import SAMPLER_NAMES
 from .schedule import NoiseSchedule
 from .storage import DTYPES
@@ -188,6 +188,10 @@ def _threads_option(command: Any) -> Any:
     "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
     help="Keep packed copies of the weights in memory (faster), or not; auto packs small networks.",
 )  # fmt: skip
+@click.option(
+    "--vae-tiling", type=click.Choice(TILINGS), default="auto", show_default=True,
+    help="Decode large pictures in strips, in a third of the memory; auto: if memory would be short.",
+)  # fmt: skip
 @_threads_option
 @click.option("--no-metadata", is_flag=True, help="Do not say in the PNG how it was made.")
 @click.option("--profile", is_flag=True, help="Time, GFLOP and share of the peak of each kind of layer.")
@@ -214,6 +218,7 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     pipe = StableDiffusionPipeline.open(
         options["model"], precision=options["precision"], vae=options["vae"], taesd=options["taesd"]
     )
+    pipe.vae_tiling = options["vae_tiling"]
     text, tagged = split_tags(prompt)
     loras = [*map(split_weight, options["loras"]), *tagged]
     for lora, weight in loras:

@@ -163,9 +163,11 @@ class GroupNorm:
         self.bias = take_vector(weights, f"{prefix}.bias", c)
         self.groups, self.eps, self.silu = groups, eps, silu
 
-    def __call__(self, x: Parts, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Apply the layer; ``out`` may be ``x`` itself."""
-        return kernels.group_norm(x, self.groups, self.weight, self.bias, self.eps, self.silu, out=out)
+    def __call__(self, x: Parts, *, statistics: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Apply the layer, with other `statistics` than those of ``x`` if given; ``out`` may be ``x`` itself."""
+        return kernels.group_norm(
+            x, self.groups, self.weight, self.bias, self.eps, self.silu, statistics=statistics, out=out
+        )
 
 
 class LayerNorm:

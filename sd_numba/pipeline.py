@@ -21,6 +21,7 @@ import kernels
 from .arguments import check_choice, check_prompts, check_size, check_whole, resolve_seeds
 from .embedding import read_embedding
 from .errors import InputError, ModelError
+from .limits import available_memory
 from .lora import Modules, read_lora
 from .model import NETWORKS, V_SIZE, Model, open_model
 from .noise import make_noise
@@ -34,8 +35,12 @@ from .weights import find_nonfinite
 
 PRECISIONS = ("f32",)
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
+TILINGS = ("auto", "on", "off")
 OUTPUT_TYPES = ("pil", "np", "latent")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
+# Of anonymous memory that decoding takes for a pixel, measured on SD 1.5: as a whole, in strips, by a tiny autoencoder.
+DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1000, 1000
+ROOMY = 0.75  # of the available memory may be filled by decoding as a whole, if tiling is `auto`
 TEXTS = 8  # prompts that go through the text encoder together, at most
 PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
 
@@ -99,6 +104,8 @@ class StableDiffusionPipeline:
         The model's own sampler settings.
     name : str
         Name of the model, for metadata.
+    vae_tiling : {"auto", "on", "off"}
+        Whether large pictures are decoded in strips, as `Vae.decode` does; ``auto``: if memory would be short.
     defaults : dict
         Settings of `generate` that are not given: what the model advises, or else 20 steps, guidance 7.5 and the
         sampler of its ``scheduler_config.json`` (None: one that is not supported).
@@ -116,7 +123,7 @@ class StableDiffusionPipeline:
     vae: Vae | TinyVae
 
     def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None) -> None:
-        self.scheduler_config, self.name = model.scheduler, model.name
+        self.scheduler_config, self.name, self.vae_tiling = model.scheduler, model.name, "auto"
         self.defaults = {
             "num_inference_steps": 20,
             "guidance_scale": 7.5,
@@ -172,6 +179,7 @@ class StableDiffusionPipeline:
         weights: str = "auto",
         vae: str | os.PathLike[str] | None = None,
         taesd: str | os.PathLike[str] | None = None,
+        vae_tiling: str = "auto",
     ) -> StableDiffusionPipeline:
         """Open a model.
 
@@ -189,6 +197,8 @@ class StableDiffusionPipeline:
             File or folder of another autoencoder, instead of the model's own.
         taesd : path, optional
             File or folder of a tiny autoencoder that takes the place of either, as for `sd_numba.taesd.open_taesd`.
+        vae_tiling : {"auto", "on", "off"}
+            The attribute of that name.
 
         Returns
         -------
@@ -199,10 +209,12 @@ class StableDiffusionPipeline:
         ModelError
             If files are missing, damaged, or of another kind of model.
         InputError
-            If precision or weights is none of the above.
+            If precision, weights or vae_tiling is none of the above.
         """
         check_choice("weights", weights, WEIGHT_POLICIES)
+        check_choice("vae_tiling", vae_tiling, TILINGS)
         pipe = cls.open(model, precision=precision, vae=vae, taesd=taesd)
+        pipe.vae_tiling = vae_tiling
         pipe.prepare(weights)
         return pipe
 
@@ -463,8 +475,9 @@ class StableDiffusionPipeline:
                 width = latents.shape[3] * self.vae.factor if width is None else width
         default_height, default_width = self.default_size
         height, width = check_size(
-            default_height if height is None else height, default_width if width is None else width, self.vae.factor
-        )
+            default_height if height is None else height, default_width if width is None else width,
+            self.vae.factor, self._pixel_bytes(),
+        )  # fmt: skip
         sampler = make_sampler(self.scheduler_name(scheduler), self.scheduler_config, eta)
         steps = self.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         sampler.plan(steps)  # for its errors
@@ -541,12 +554,28 @@ class StableDiffusionPipeline:
         ModelError
             If the decoder makes no numbers (NaN).
         """
-        images = self.vae.decode(latents / np.float32(self.vae.config.scaling_factor))
+        latents = latents / np.float32(self.vae.config.scaling_factor)
+        if isinstance(self.vae, Vae):
+            images = self.vae.decode(latents, tiling=self._tiled(latents.shape[2] * latents.shape[3]))
+        else:
+            images = self.vae.decode(latents)
         if not np.isfinite(images).all():
             raise self._not_finite("the decoder")
         images *= np.float32(0.5)
         images += np.float32(0.5)
         return np.ascontiguousarray(np.clip(images, 0, 1, out=images).transpose(0, 2, 3, 1))
+
+    def _pixel_bytes(self) -> int:
+        """Return how much memory decoding takes for a pixel, at least."""
+        if isinstance(self.vae, TinyVae):
+            return TINY_BYTES
+        return DECODER_BYTES if self.vae_tiling == "off" else STRIP_BYTES
+
+    def _tiled(self, latent_pixels: int) -> bool:
+        """Return whether to decode a picture in strips."""
+        check_choice("vae_tiling", self.vae_tiling, TILINGS)
+        needed = latent_pixels * self.vae.factor**2 * DECODER_BYTES
+        return self.vae_tiling == "on" or (self.vae_tiling == "auto" and needed > ROOMY * available_memory())
 
     def _not_finite(self, where: str) -> ModelError:
         """Find out whose fault it is that a result holds NaN or infinity."""

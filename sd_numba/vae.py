@@ -21,6 +21,7 @@ import kernels
 from .config import MAX_LAYERS, ConfigReader
 from .errors import InputError
 from .layers import Conv2d, GroupNorm, Linear, WeightSource, to_nchw, to_nhwc
+from .strips import decode_in_strips
 
 EPS = 1e-6  # of every group norm
 
@@ -225,13 +226,16 @@ class Vae:
         if config.use_post_quant_conv:
             self.post_quant_conv = Linear(weights, "post_quant_conv", c, c, as_conv=True)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, tiling: bool = False) -> np.ndarray:
         """Decode latents to pictures.
 
         Parameters
         ----------
         latents : float array ``(b, latent_channels, h, w)``
             Unscaled, that is, already divided by ``config.scaling_factor``.
+        tiling : bool
+            Compute the last levels in strips, as `sd_numba.strips` does: a third of the memory for large pictures, and
+            all but the same result.
 
         Returns
         -------
@@ -247,7 +251,8 @@ class Vae:
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
         with kernels.reuse():
-            return np.concatenate([to_nchw(self.decoder(x[i : i + 1])) for i in range(len(x))])
+            decode = partial(decode_in_strips, self.decoder) if tiling else self.decoder
+            return np.concatenate([to_nchw(decode(x[i : i + 1])) for i in range(len(x))])
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """Encode pictures to the mean of their latents.

@@ -20,6 +20,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "group_norm",
+    "group_statistics",
     "layer_norm",
     "linear",
     "matmul",
@@ -129,11 +130,15 @@ def conv2d(x, w, b=None, stride=1, padding=1, *, upsample=False, out=None, accum
 # ------------------------------------------------------------------------------------------------------------- norms
 
 
-def group_norm(x, groups, weight, bias, eps=1e-5, silu=False, *, out=None):
-    n, c = x.shape[0], x.shape[-1]
-    g = _f64(x).reshape(n, -1, groups, c // groups)
-    mean = g.mean(axis=(1, 3), keepdims=True)
-    var = g.var(axis=(1, 3), keepdims=True)
+def group_statistics(x, groups):
+    g = _f64(x).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    return np.stack([g.mean(axis=(1, 3)), g.var(axis=(1, 3))], axis=-1)
+
+
+def group_norm(x, groups, weight, bias, eps=1e-5, silu=False, *, statistics=None, out=None):
+    g = _f64(x).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    found = group_statistics(x, groups) if statistics is None else statistics
+    mean, var = found[:, None, :, None, 0], found[:, None, :, None, 1]
     y = ((g - mean) / np.sqrt(var + eps)).reshape(x.shape) * _f64(weight) + _f64(bias)
     return _store(_silu(y) if silu else y, out)
 

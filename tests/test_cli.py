@@ -60,6 +60,16 @@ def test_the_picture_says_how_it_was_made(run, tmp_path):
     assert "Sampler: Euler a" in run("info", "output.png").output
 
 
+def test_a_tiny_autoencoder_that_does_not_fit(run, tmp_path):
+    assert one_line(run("generate", "a fox", *SMALL, "--taesd", "none.safetensors"), "none.safetensors: no such file")
+
+
+def test_tiling_changes_no_small_picture(run, tmp_path):
+    for tiling in ("on", "off"):
+        assert run("generate", "a fox", *SMALL, "--vae-tiling", tiling, "-o", f"{tiling}.png").exit_code == 0
+    assert Image.open(tmp_path / "on.png").tobytes() == Image.open(tmp_path / "off.png").tobytes()
+
+
 def test_no_metadata(run, tmp_path):
     run("generate", "a red apple", *SMALL, "--no-metadata")
     assert metadata.read_parameters(tmp_path / "output.png") is None

@@ -196,7 +196,7 @@ def test_random_seeds_are_told():
 
 
 def test_wrong_options_of_from_pretrained():
-    for options in ({"precision": "f8"}, {"weights": "all"}):
+    for options in ({"precision": "f8"}, {"weights": "all"}, {"vae_tiling": "yes"}):
         with pytest.raises(InputError):
             StableDiffusionPipeline.from_pretrained(**options)
 

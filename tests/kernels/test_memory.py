@@ -27,6 +27,21 @@ def test_memory_of_an_array_that_is_gone_is_used_again():
         assert where(empty(SHAPE)) != place
 
 
+def test_trim_gives_up_what_is_free_and_nothing_else():
+    kernels.trim()  # outside of `reuse` there is nothing
+    with kernels.reuse():
+        kept, gone = empty(SHAPE), empty(SHAPE)
+        kept[...] = 2
+        del gone
+        tracemalloc.start()
+        kernels.trim()
+        kernels.trim()
+        empty(SHAPE)
+        assert tracemalloc.get_traced_memory()[1] >= kept.nbytes
+        tracemalloc.stop()
+        assert (kept == 2).all()
+
+
 def test_a_view_keeps_the_memory():
     with kernels.reuse():
         array = empty(SHAPE)

@@ -44,6 +44,46 @@ def test_group_norm_matches_twin(shape, groups, silu):
         assert_close(out, found, TOLERANCE)
 
 
+@pytest.mark.parametrize(("shape", "groups"), GROUPED, ids=str)
+def test_group_statistics(shape, groups):
+    """They match the twin's, are those that group_norm takes, and may be another x's."""
+    x, y, weight, bias = normal(0, *shape), normal(3, *shape, scale=2), normal(1, shape[-1]), normal(2, shape[-1])
+    found = kernels.group_statistics(x, groups)
+    np.testing.assert_allclose(found, reference.group_statistics(x, groups), rtol=1e-5, atol=1e-6)
+    own = kernels.group_norm(x, groups, weight, bias)
+    assert_same_bits(kernels.group_norm(x, groups, weight, bias, statistics=found), own)
+    found[..., 1] += 1  # of one value the variance is 0
+    with fenced(*shape) as out:
+        kernels.group_norm(y, groups, weight, bias, silu=True, statistics=found, out=out)
+        assert_close(out, reference.group_norm(y, groups, weight, bias, silu=True, statistics=found), TOLERANCE)
+
+
+def test_group_statistics_of_a_pair_and_on_any_threads():
+    x = normal(0, 2, 30, 41, 12)
+    pair = tuple(np.ascontiguousarray(part) for part in np.split(x, [5], axis=-1))
+    whole = kernels.group_statistics(x, 3)
+    np.testing.assert_array_equal(kernels.group_statistics(pair, 3), whole)
+    kernels.set_threads(1)
+    try:
+        np.testing.assert_array_equal(kernels.group_statistics(x, 3), whole)
+    finally:
+        kernels.set_threads(0)
+
+
+def test_wrong_statistics():
+    x, weight = normal(0, 2, 5, 6), np.ones(6, np.float32)
+    for statistics, error in (
+        (np.zeros((2, 3, 2), np.float32), TypeError),
+        ([0, 1], TypeError),
+        (np.zeros((1, 3, 2)), ValueError),
+        (np.zeros((2, 3, 4))[..., ::2], ValueError),
+    ):
+        with pytest.raises(error, match=r"^statistics: found .*, expected"):
+            kernels.group_norm(x, 3, weight, weight, statistics=statistics)
+    with pytest.raises(ValueError, match=r"^x: found shape .*, expected at least one pixel"):
+        kernels.group_statistics(x[:, :0], 3)
+
+
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("widths", "groups"), [((1, 1), 1), ((5, 3), 2), ((7, 33), 8), ((640, 320), 32)], ids=str)
 def test_group_norm_of_a_pair_is_that_of_the_concatenation(widths, groups, silu):

@@ -1,0 +1,68 @@
+"""How much memory this process may still take: of the machine, of its control group, of its own limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+UNKNOWN = 1 << 62  # bytes: no limit that the system tells of
+
+
+def available_memory(root: str | Path = "/") -> int:
+    """Return the bytes of memory that can still be used, as far as the system tells: the least of all limits.
+
+    Parameters
+    ----------
+    root : path
+        Where ``proc`` and ``sys`` are.
+    """
+    root = Path(root)
+    return max(0, min([UNKNOWN, *_of_machine(root), *_of_groups(root), *_of_process(root)]))
+
+
+def _of_machine(root: Path) -> Iterator[int]:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _of_groups(root: Path) -> Iterator[int]:
+    """What control groups (version 1 or 2) leave, this one's and those above; files in the page cache can go."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = base / path.lstrip("/")
+        while True:
+            limit, used = (_read(group / name).strip() for name in names)
+            if limit.isdigit() and used.isdigit():
+                counts = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+                total = "total_" if "total_inactive_file" in counts else ""  # version 1: with the groups below
+                cached = sum(int(counts.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
+                yield int(limit) - int(used) + cached
+            if group == base or base not in group.parents:
+                break
+            group = group.parent
+
+
+def _of_process(root: Path) -> Iterator[int]:
+    pages = _read(root / "proc/self/statm").split()
+    if not pages:
+        return
+    import resource  # noqa: PLC0415  # not everywhere, but where there is /proc
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        yield limit - int(pages[0]) * resource.getpagesize()
+
+
+def _read(path: Path) -> str:
+    """Give a file's text, or nothing if there is no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
