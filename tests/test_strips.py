@@ -8,7 +8,7 @@ from PIL import Image
 
 import kernels
 from sd_numba import InputError, StableDiffusionPipeline, strips
-from sd_numba.checkpoint import embedded_model_path
+from sd_numba.model import embedded_model_path
 from sd_numba.vae import Vae, VaeConfig
 from tests.golden.cases import CASES
 from tests.golden.compare import check, golden, weights_of
