@@ -173,7 +173,7 @@ class Tokenizer:
             raise InputError(f"embedding {word!r:.80}: found the name {found}; rename it")
         words = {**self._words, word.lower(): ids}
         self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest that fits counts
-        self._pattern = re.compile("|".join(f"({_whole_word(word)})" for word in self._words), re.IGNORECASE)
+        self._pattern = re.compile("|".join(f"({whole_word(word).pattern})" for word in self._words), re.IGNORECASE)
 
     def encode(self, text: str) -> list[int]:
         """All token ids of a text, without start, end, padding or limit."""
@@ -208,10 +208,10 @@ class Tokenizer:
         return [(token, start + offset) for token, (offset, _) in zip(encoding.ids, encoding.offsets, strict=True)]
 
 
-def _whole_word(word: str) -> str:
-    """A pattern that finds a word where it is no part of a longer one."""
+def whole_word(word: str) -> re.Pattern[str]:
+    """A pattern that finds a word in prompts where it is no part of a longer one."""
     before, after = (r"\b" if re.match(r"\w", letter) else "" for letter in (word[0], word[-1]))
-    return before + re.escape(word) + after
+    return re.compile(before + re.escape(word) + after, re.IGNORECASE)
 
 
 def _content(token: str | Mapping[str, Any]) -> str:

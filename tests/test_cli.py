@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.numpy import save_file
 
 import kernels
 from sd_numba import StableDiffusionPipeline, metadata
-from sd_numba.cli import main, output_paths
+from sd_numba.cli import main
+from sd_numba.cli.generate import output_paths
+from sd_numba.headers import read_header
 from sd_numba.model import embedded_model_path
 
 SMALL = ["--steps", "2", "-W", "64", "-H", "64", "-s", "1"]
@@ -286,3 +290,73 @@ def test_ctrl_c_leaves_one_line_and_no_file(tmp_path):
     assert "stopped by Ctrl-C" in errors
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def additions(tmp_path):
+    """A folder with a LoRA for the embedded model and an embedding."""
+    random, folder = np.random.default_rng(0), tmp_path / "additions"
+    folder.mkdir()
+    module, c = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 192
+    n = read_header(UNET)[f"{module}.weight"].shape[0]
+    lora = {
+        f"lora_unet_{module.replace('.', '_')}.lora_{part}.weight": random.standard_normal(shape).astype(np.float32)
+        for part, shape in (("up", (n, 4)), ("down", (4, c)))
+    }
+    save_file(lora, folder / "style.safetensors")
+    save_file({"emb_params": random.standard_normal((2, c)).astype(np.float32)}, folder / "zzword.safetensors")
+    return folder
+
+
+UNET = embedded_model_path() / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def test_a_lora_by_option_and_by_tag(run, additions, tmp_path):
+    def picture(*arguments):
+        assert run("generate", *arguments, *SMALL, "-s", "1").exit_code == 0
+        return np.asarray(Image.open(tmp_path / "output.png")), run("info", "output.png").stdout.splitlines()[0]
+
+    plain, _ = picture("a fox")
+    file = str(additions / "style.safetensors")
+    option, noted = picture("a fox", "--lora", f"{file}:2")
+    tag, tagged = picture("a fox <lora:style:2>", "--lora-dir", str(additions))
+    assert (option == tag).all() and (option != plain).any()
+    assert noted == tagged == "a fox <lora:style:2>"
+    assert picture("a fox", "--lora", file, "--lora", f"{file}:1")[1] == "a fox <lora:style:1> <lora:style:1>"
+    assert (picture(noted, "--lora-dir", str(additions))[0] == option).all()
+
+
+def test_loras_that_cannot_be(run, additions, tmp_path):
+    for arguments, expected in (
+        (["a fox <lora:none>"], "LoRA 'none': no such file; give the folder with --lora-dir"),
+        (["a fox", "--lora", str(UNET)], "found UNet, expected LoRA"),
+        (["a fox", "--lora", "x:y"], "expected a number"),
+        (["a fox", "--embedding-dir", "none"], "no such folder"),
+        (["a fox", "--taesd", str(UNET)], "do not fit"),
+        (["a fox", "--vae", str(UNET)], "expected a VAE"),
+        (["a fox", "-m", "who/what"], "run: sd-numba download who/what"),
+    ):
+        result = run("generate", *arguments, *SMALL)
+        assert result.exit_code == 1 and expected in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_an_embedding_in_a_prompt(run, additions, tmp_path):
+    def picture(prompt, *arguments):
+        assert run("generate", prompt, *SMALL, "-s", "1", *arguments, "--no-metadata").exit_code == 0
+        return (tmp_path / "output.png").read_bytes()
+
+    (additions / "broken.safetensors").write_bytes(b"")  # is not in the prompt, so nobody looks
+    folder = ["--embedding-dir", str(additions)]
+    assert picture("a zzword", *folder) != picture("a zzword")
+    assert picture("a zzwords", *folder) == picture("a zzwords")
+    assert picture("a fox", "-n", "zzword", *folder) != picture("a fox", "-n", "zzword")
+
+
+def test_converting(run, tmp_path):
+    result = run("convert", str(UNET), "half.safetensors", "--dtype", "bf16")
+    assert result.exit_code == 0 and result.stdout == "half.safetensors\n"
+    assert "BF16" in run("info", "half.safetensors").stdout
+    assert "exists already" in run("convert", str(UNET), "half.safetensors").stderr
+    assert run("test", "half.safetensors").exit_code == 1  # a UNet alone is no model
+    assert "UNet is not supported" in run("test", "half.safetensors").stdout

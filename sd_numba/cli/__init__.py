@@ -1,0 +1,27 @@
+"""The command line, and the only place that prints."""
+
+import logging
+
+import click
+
+from .. import __version__
+from .common import Group
+from .diagnostics import clip_test, diffusion_test, noise_test, warmup
+from .files import convert, download, info, test
+from .generate import generate
+
+__all__ = ["main"]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sd-numba")
+def main() -> None:
+    """Stable Diffusion text-to-image on ordinary CPUs.
+
+    Try: sd-numba generate "a red apple on a blue background"
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+for command in (generate, download, convert, test, info, warmup, clip_test, noise_test, diffusion_test):
+    main.add_command(command)

@@ -1,0 +1,97 @@
+"""What the commands have in common."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+import kernels
+
+from ..errors import SdNumbaError
+
+EXAMPLE = 'sd-numba generate "a red apple on a blue background"'
+
+
+class Group(click.Group):
+    """Turns the errors that are meant for users into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except SdNumbaError as error:
+            raise click.ClickException(str(error)) from None
+        except MemoryError:
+            raise click.ClickException("out of memory; choose a smaller size, or --weights mmap") from None
+        except KeyboardInterrupt:
+            click.echo("\nstopped by Ctrl-C; nothing unfinished was written", err=True)
+            ctx.exit(130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head`: click ends quietly
+                raise
+            what = f"{error.filename}: " if error.filename else "output cannot be written: "
+            raise click.ClickException(f"{what}{error.strerror or error}") from None
+
+
+def warm_up() -> None:
+    """Compile what this CPU still lacks, saying so."""
+    start = time.perf_counter()
+    compiled = 0
+    with _ctrl_c_kept() as raise_kept:
+        for index, total, name in kernels.warmup():
+            raise_kept()
+            if not index:
+                click.echo(f"First run on this machine: compiling {total} kernels, once.", err=True)
+            click.echo(f"  kernel {index + 1} of {total}: {name}", err=True)
+            compiled = total
+        raise_kept()
+    if compiled:
+        click.echo(f"  done in {time.perf_counter() - start:.1f} s", err=True)
+
+
+@contextmanager
+def _ctrl_c_kept() -> Iterator[Callable[[], None]]:
+    """Keep a Ctrl-C until the function that this yields is called; a second one ends the process at once.
+
+    LLVM calls back into Python, and a KeyboardInterrupt that arises there is printed as a traceback and then lost.
+    """
+    kept = False
+
+    def keep(*_: Any) -> None:
+        nonlocal kept
+        kept = True
+        os.write(2, b"\nstopping after this kernel; Ctrl-C again stops at once\n")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def raise_kept() -> None:
+        if kept:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield raise_kept
+        return
+    previous = signal.signal(signal.SIGINT, keep)
+    try:
+        yield raise_kept
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def model_argument(command: Any) -> Any:
+    """Add the argument MODEL."""
+    return click.argument("model", required=False, type=click.Path())(command)
+
+
+def threads_option(command: Any) -> Any:
+    """Add the option ``--threads``."""
+    return click.option(
+        "-t", "--threads", type=int, default=0, show_default=True, help="Threads; 0 or less: all physical cores."
+    )(command)
