@@ -1,0 +1,65 @@
+"""Memory of whole runs: ``python -m bench.bench_memory MODEL ... [--sizes 512 768]``.
+
+Each MODEL, size and policy of `--weights` is a process of its own that makes a picture in one step: more steps need no
+more memory. The table has the most anonymous memory (sampled every 20 ms; what a system must really have) and the most
+resident memory (with the pages of the mapped file, which the system gives back when it needs them).
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FIELDS = ("Anonymous", "Rss")
+
+
+def peak_memory(command: list[str]) -> tuple[dict[str, float], float]:
+    """Run a command; returns the most MB of each kind of memory that it held, and its seconds."""
+    most = dict.fromkeys(FIELDS, 0.0)
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            try:
+                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            except OSError:  # it has just ended
+                continue
+            for line in lines:
+                field, _, value = line.partition(":")
+                if field in FIELDS:
+                    most[field] = max(most[field], int(value.split()[0]) / 1024)
+            time.sleep(0.02)
+        if process.returncode:
+            sys.exit(f"{' '.join(command)}: {process.stderr.read() if process.stderr else ''}")
+    return most, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory of whole runs, by model, size and policy for weights.")
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 768, 1024])
+    parser.add_argument("--weights", nargs="+", choices=["auto", "mmap", "packed"], default=["auto", "packed"])
+    parser.add_argument("--tiling", nargs="+", choices=["auto", "on", "off"], default=["auto"])
+    arguments = parser.parse_args()
+    print(f"{'model':<24}{'pixels':>7}{'weights':>9}{'tiling':>8}{'anonymous':>11}{'resident':>10}{'seconds':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in arguments.models:
+            for size in arguments.sizes:
+                for weights in arguments.weights:
+                    for tiling in arguments.tiling:
+                        command = [
+                            sys.executable, "-m", "sd_numba", "generate", "a cat", "-m", str(model), "--steps", "1",
+                            "--sampler", "euler", "-W", str(size), "-H", str(size), "--weights", weights,
+                            "--vae-tiling", tiling, "-o", f"{folder}/picture.png", "-s", "1", "--no-metadata",
+                        ]  # fmt: skip
+                        most, seconds = peak_memory(command)
+                        print(
+                            f"{model.name:<24}{size:>7}{weights:>9}{tiling:>8}"
+                            f"{most['Anonymous']:>8.0f} MB{most['Rss']:>7.0f} MB{seconds:>9.1f}",
+                            flush=True,
+                        )
+
+
+if __name__ == "__main__":
+    main()
