@@ -16,6 +16,9 @@ channels are matrix products, one for each *part* of the transforms, done by the
 Transformed filters are up to eleven times as large as stored ones: making them again for each batch is cheaper than to
 keep them. The parts of each buffer lie a little more than a multiple of 4 KB apart: at multiples they would compete for
 the same lines of the cache.
+
+Convolutions between few channels have it easier: transformed filters of all of them fit the L2 cache, beside the inputs
+and sums of a small block of tiles, so each thread does all the steps for a block at a time.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ from kernels.transforms import finish_vector, transform_filter, transform_input
 _TILES = 24  # tiles of a block: the sums of its 36 parts, 64 channels each, are 216 KB
 _CHUNK = 320  # channels of a chunk, at most, if all filters of a panel are transformed at once
 _SMALL_CHUNK = 48  # and if not: 36 * 48 * 64 floats are 432 KB
+_NARROW_TILES = 12  # tiles of a block if all filters fit the L2 cache
+_NARROW = 640 << 10  # bytes of them up to which they do, of 1 MB
 _FEW = 36  # tiles of an image up to which that is so
 _BATCH = min(28 << 20, isa.shared_cache() * 7 // 8)  # bytes of transformed inputs at a time
 # Algorithm -> outputs of a tile a side, taps a side, and the cost of transforming a vector of filters.
@@ -96,6 +101,22 @@ def _copy_channels(table, offset, channels, copies, count):
             copies[i, j] = source[j]
 
 
+@inline
+def _transform_tile(table, copies, copy_table, first, last, target, stride, step, taps, next_tile):
+    """Transform the channels first .. last of the tile whose pixels are in the table; the next is so many bytes on."""
+    size = step + taps - 1
+    for c in range(first, last, LANES):
+        if last - c < LANES:
+            _copy_channels(table, c * 4, last - c, copies, size * size)
+            transform_input(copy_table.ctypes.data, 0, target, stride, step, taps)
+        else:
+            for i in range(0, size * size, size):  # fetch the columns that the next tile does not share
+                for j in range(taps - 1, size):
+                    prefetch(table[i + j] + c * 4 + next_tile)
+            transform_input(table.ctypes.data, c * 4, target, stride, step, taps)
+        target += LANES * 4
+
+
 @kernel(17)
 def _transform_inputs(
     x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tile0, tiles, step, taps, v, chunk, workers
@@ -119,19 +140,13 @@ def _transform_inputs(
             )  # fmt: skip
             first = t // _TILES * _TILES
             count = min(_TILES, tiles - first)
-            for c in range(0, channels, LANES):
-                begin = c // chunk * chunk
-                depth = _whole(min(chunk, channels - begin))
-                start = _input_start(channels, chunk, first, begin, count, parts) + (t - first) * depth + c - begin
-                target, stride = v + start * 4, (count * depth + LANES) * 4
-                if channels - c < LANES:
-                    _copy_channels(table, c * 4, channels - c, copies, parts)
-                    transform_input(copy_table.ctypes.data, 0, target, stride, step, taps)
-                else:
-                    for i in range(0, parts, size):  # fetch the columns that the next tile does not share
-                        for j in range(taps - 1, size):
-                            prefetch(table[i + j] + c * 4 + next_tile)
-                    transform_input(table.ctypes.data, c * 4, target, stride, step, taps)
+            for c in range(0, channels, chunk):
+                depth = _whole(min(chunk, channels - c))
+                start = _input_start(channels, chunk, first, c, count, parts) + (t - first) * depth
+                _transform_tile(
+                    table, copies, copy_table, c, min(c + chunk, channels), v + start * 4, (count * depth + LANES) * 4,
+                    step, taps, next_tile,
+                )  # fmt: skip
             t = next_task(counter.ctypes.data)
 
 
@@ -279,6 +294,74 @@ def _multiply_tiles(
         fence()
 
 
+@kernel(39)
+def _convolve_tiles(
+    x, blank, height, width, channels, top, left, enlarge, tiles_h, tiles_w, tiles, step, taps,
+    w, kind, offsets, down, rank, up, below, right,
+    out, out_h, out_w, c_out, bias, bias_stride, how, spread, phase_y, phase_x,
+    panels, spill, filters_bytes, inputs_bytes, sums_bytes, buffers, buffer_bytes, workers,
+):  # fmt: skip
+    """Do all the steps for a block of tiles at a time; arguments as those of the two kernels above."""
+    parts = (step + taps - 1) * (step + taps - 1)
+    block_rows = (_NARROW_TILES + SIX - 1) // SIX * SIX + 1
+    depth = _whole(channels)
+    part_filters = (channels + 1) * STRIDE
+    counter = np.zeros(1, np.int64)
+    for worker in prange(workers):
+        filters = buffers + worker * buffer_bytes
+        inputs = filters + filters_bytes
+        sums = inputs + inputs_bytes
+        packed = sums + sums_bytes
+        table = np.empty(36, np.int64)
+        rows = np.empty(_NARROW_TILES + SIX, np.int64)
+        spare = np.empty(SIX * WIDTH, np.float32)
+        shift = np.zeros(LANES, np.float32)
+        copies = np.zeros((36, LANES), np.float32)
+        copy_table = np.empty(36, np.int64)
+        for i in range(36):
+            copy_table[i] = copies.ctypes.data + i * LANES * 4
+        for panel in range(panels):
+            _transform_filters(
+                w, kind, c_out, channels, down, rank, up, 0, channels, offsets, panel, rows, spare.ctypes.data,
+                packed, filters + panel * parts * part_filters, step, taps, below, right,
+            )  # fmt: skip
+        first = next_task(counter.ctypes.data) * _NARROW_TILES
+        while first < tiles:
+            count = min(_NARROW_TILES, tiles - first)
+            part_stride = (count * depth + LANES) * 4
+            for t in range(count):
+                _tile_rows(
+                    table, x, blank, height, width, channels * 4, first + t,
+                    tiles_h, tiles_w, step + taps - 1, step, top, left, enlarge, 1,
+                )  # fmt: skip
+                _transform_tile(
+                    table, copies, copy_table, 0, channels, inputs + t * depth * 4, part_stride, step, taps,
+                    (step >> enlarge) * channels * 4,
+                )  # fmt: skip
+            for t in range(count + SIX):
+                rows[t] = inputs + min(t, count - 1) * depth * 4
+            for panel in range(panels):
+                column = panel * WIDTH
+                vectors = (min(WIDTH, c_out - column) + LANES - 1) // LANES
+                for part in range(parts):
+                    product_rows(
+                        rows.ctypes.data, part * part_stride, 4, filters + (panel * parts + part) * part_filters,
+                        sums + part * block_rows * STRIDE, count, channels, vectors, True, 0, 0, 0,
+                    )  # fmt: skip
+                for t in range(count):
+                    _tile_rows(
+                        table, out, spill, out_h, out_w, c_out * 4, first + t, tiles_h, tiles_w,
+                        step, step, -phase_y, -phase_x, 0, spread,
+                    )  # fmt: skip
+                    image_bias = bias + (first + t) // (tiles_h * tiles_w) * bias_stride if bias else 0
+                    _finish_tile(
+                        sums + t * STRIDE, block_rows * STRIDE, table, copies, copy_table,
+                        image_bias, shift, column, c_out, step, taps, spread, how,
+                    )  # fmt: skip
+            first = next_task(counter.ctypes.data) * _NARROW_TILES
+        fence()
+
+
 def costs(channels: int, c_out: int, geometry: Geometry) -> dict[str, float]:
     """Estimate the cost of each algorithm that can do a convolution, by its name in `kernels.conv2d`.
 
@@ -323,7 +406,6 @@ def _convolve(
 ) -> None:  # fmt: skip
     """Compute one phase of the outputs, or all of them if there are no phases."""
     g, channels, c_out, (step, taps, _) = geometry, x.shape[-1], out.shape[-1], FORMS[algorithm]
-    stored = without_update(w)
     parts, spread = (step + taps - 1) ** 2, _spread(taps)
     tiles_h, tiles_w = (
         math.ceil((side - first) / spread / step) for side, first in zip((g.out_h, g.out_w), phase, strict=True)
@@ -333,31 +415,44 @@ def _convolve(
         offsets = phase[0] - top, phase[1] - left  # of the first output's first tap, in the enlarged image
         top, left, enlarge, merged = -(offsets[0] // 2), -(offsets[1] // 2), 0, (offsets[0] % 2, offsets[1] % 2)
     tiles, panels, workers = g.images * tiles_h * tiles_w, math.ceil(c_out / WIDTH), threads()
+    spill = address(scratch.take("spill", panels * WIDTH))
+    blank, how = zeros(channels), manner(out, accumulate, relu)
+    source = address(x), address(blank), g.height, g.width, channels, top, left, enlarge, tiles_h, tiles_w
+    plain = without_update(w)
+    weight = address(plain), check_weight("w", plain, 4), address(_tap_offsets()), *update_address(w), *merged
+    target = address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how
     few = tiles_h * tiles_w <= _FEW
     chunk = _chunk_size(channels, _SMALL_CHUNK if few else _CHUNK)
+    padded = math.ceil(channels / LANES) * LANES
+    packed_floats = _SMALL_CHUNK * 9 * LANES + WIDTH
+    if chunk >= channels and panels * parts * (channels + 1) * STRIDE <= _NARROW:
+        sizes = (
+            (panels * parts * (channels + 1) + 1) * WIDTH,
+            parts * (_NARROW_TILES * padded + LANES),
+            (parts * (math.ceil(_NARROW_TILES / SIX) * SIX + 1) + SIX) * WIDTH,
+        )
+        buffer_floats = sum(sizes) + packed_floats
+        buffers = address(scratch.take("filters", buffer_floats * workers))
+        _convolve_tiles(
+            *source, tiles, step, taps, *weight, *target, spread, *phase,
+            panels, spill, *(4 * size for size in sizes), buffers, buffer_floats * 4, workers,
+        )  # fmt: skip
+        return
     batch = max(1, _BATCH // (parts * 4 * channels * _TILES)) * _TILES
     blocks = math.ceil(min(batch, tiles) / _TILES)
     splits = _splits(panels, blocks, workers)
-    padded = math.ceil(channels / LANES) * LANES
     v = address(scratch.take("tiles", parts * blocks * (_TILES * padded + math.ceil(channels / chunk) * LANES)))
     block_rows = math.ceil(min(_TILES, tiles) / SIX) * SIX + 1
     filters_floats = (parts * (chunk + 1) + 1) * WIDTH
     sums_floats = (math.ceil(blocks / splits) if chunk < channels else 1) * (parts * block_rows + SIX) * WIDTH
-    packed_floats = _SMALL_CHUNK * 9 * LANES + WIDTH
     buffer_floats = filters_floats + sums_floats + packed_floats
     buffers = address(scratch.take("filters", buffer_floats * workers))
-    spill = address(scratch.take("spill", math.ceil(c_out / WIDTH) * WIDTH))
-    blank, how = zeros(channels), manner(out, accumulate, relu)
     for tile0 in range(0, tiles, batch):
         count = min(batch, tiles - tile0)
-        _transform_inputs(
-            address(x), address(blank), g.height, g.width, channels, top, left, enlarge, tiles_h, tiles_w,
-            tile0, count, step, taps, v, chunk, workers,
-        )  # fmt: skip
+        _transform_inputs(*source, tile0, count, step, taps, v, chunk, workers)
         _multiply_tiles(
             v, channels, chunk, tile0, count, step, taps,
-            address(stored), check_weight("w", stored, 4), address(_tap_offsets()), *update_address(w), *merged,
-            address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how, tiles_h, tiles_w, spread, *phase,
+            *weight, *target, tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / _TILES)), spill,
             filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
         )  # fmt: skip

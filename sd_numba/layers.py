@@ -140,16 +140,18 @@ class Conv2d:
         upsample: bool = False,
         out: np.ndarray | None = None,
         accumulate: bool = False,
+        algorithm: str = "auto",
     ) -> np.ndarray:
         """Apply the layer.
 
         ``bias (n, c_out)`` replaces the layer's own, one row an image; ``upsample`` reads ``x`` as if enlarged 2x by
-        nearest neighbour; ``accumulate`` adds the result to ``out``, before the activation.
+        nearest neighbour; ``accumulate`` adds the result to ``out``, before the activation;
+        ``algorithm`` is one of those of `kernels.conv2d`.
         """
         b = self.bias if bias is None else bias
         return kernels.conv2d(
             x, self.weight, b, self.stride, self.padding,
-            upsample=upsample, out=out, accumulate=accumulate, activation=self.activation,
+            upsample=upsample, out=out, accumulate=accumulate, activation=self.activation, algorithm=algorithm,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import kernels
 from bench.make_random_model import write_safetensors
-from sd_numba import StableDiffusionPipeline
+from sd_numba import StableDiffusionPipeline, taesd
 from sd_numba.errors import InputError, ModelError
 from sd_numba.model import embedded_model_path
 from sd_numba.taesd import TinyVae, TinyVaeConfig, open_taesd
@@ -82,6 +82,13 @@ def test_threads_and_batches_change_nothing(network):
     np.testing.assert_array_equal(alone[0], together[1])
 
 
+@pytest.mark.parametrize("band", [1, 5000])
+def test_bands_of_any_height_make_the_same_picture(network, monkeypatch, band):
+    expected = network.decode(TINY.latents())
+    monkeypatch.setattr(taesd, "BAND", band)
+    check(network.decode(TINY.latents()), expected, 3e-6, f"bands of {band} bytes")
+
+
 def test_a_single_pixel(network):
     assert network.decode(np.zeros((1, 4, 1, 1))).shape == (1, 3, 8, 8)
     assert network.encode(np.zeros((1, 3, 1, 1))).shape == (1, 4, 1, 1)
@@ -122,6 +129,7 @@ def test_other_files_are_refused(tmp_path):
         ("encoder_block_out_channels", [8, 8, 8]),
         ("latent_channels", 0),
         ("num_decoder_blocks", [1, 1]),
+        ("num_decoder_blocks", [4]),
         ("num_encoder_blocks", [1, 2]),
         ("scaling_factor", 0),
         ("shift_factor", 0.5),
@@ -149,11 +157,14 @@ def test_in_a_pipeline(folder, tmp_path):
     shutil.rmtree(model)
 
 
-@pytest.mark.parametrize("change", [{"latent_channels": 3}, {"num_decoder_blocks": [1]}])
+TWO_LEVELS = {"num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1]} | {
+    f"{half}_block_out_channels": [8, 8] for half in ("encoder", "decoder")
+}
+
+
+@pytest.mark.parametrize("change", [{"latent_channels": 3}, TWO_LEVELS])
 def test_a_pipeline_refuses_what_does_not_fit(tmp_path, change):
     config = TINY.config | change
-    if len(change.get("num_decoder_blocks", "four")) == 1:
-        config |= {"num_encoder_blocks": [1], "encoder_block_out_channels": [8], "decoder_block_out_channels": [8]}
     write_safetensors(tmp_path / "model.safetensors", tensors(config), "f32")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"found latents of .*, but the model needs"):

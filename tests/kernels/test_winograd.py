@@ -204,6 +204,17 @@ def test_outputs_past_the_caches_are_the_same(monkeypatch):
         assert_same_bits(convolve(x, w, b, out=out), right)
 
 
+@pytest.mark.parametrize(("convolve", "case"), EVERY)
+def test_all_steps_at_once_or_one_after_the_other(convolve, case, monkeypatch):
+    """Convolutions between few channels do all steps for a block at a time: the same bits."""
+    x_shape, c_out, padding, upsample = CASES[case]
+    x, w, b = normal(0, *x_shape), normal(1, c_out, x_shape[3], 3, 3), normal(2, x_shape[0], c_out)
+    options = {"padding": padding, "upsample": upsample, "activation": "relu"}
+    found = convolve(x, w, b, **options)
+    monkeypatch.setattr(winograd, "_NARROW", 0)
+    assert_same_bits(convolve(x, w, b, **options), found)
+
+
 @pytest.mark.parametrize("case", ["one pixel", "several chunks", "several blocks, across images", "upsample, batch"])
 def test_threads_change_nothing(case):
     x_shape, c_out, padding, upsample = CASES[case]
