@@ -69,6 +69,8 @@ def describe(path: str | os.PathLike[str]) -> str:
     if os.path.isdir(path):
         return _describe_folder(path)
     try:
+        if not os.path.isfile(path):
+            raise ModelError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
         with path.open("rb") as file:
             is_png = file.read(len(PNG_START)) == PNG_START
     except OSError as error:

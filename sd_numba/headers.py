@@ -50,6 +50,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
 
 def _is_gguf(path: Path) -> bool:
     try:
+        if not os.path.isfile(path):  # a pipe would wait for a writer
+            return False
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):  # which the other reader tells

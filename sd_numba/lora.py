@@ -209,7 +209,9 @@ def _update(
             f"which do not make up the model's {shape}"
         )
     alpha = _alpha(path, name, matrices, settings, network, module, rank)
-    return Update(network, module, up.reshape(shape[0], rank), down.reshape(rank, *shape[1:]), alpha / rank)
+    # "Rank-stabilised" LoRA: Kalajdzievski, arXiv:2312.03732.
+    scale = alpha / (math.sqrt(rank) if settings.get(f"{network}.use_rslora") is True else rank)
+    return Update(network, module, up.reshape(shape[0], rank), down.reshape(rank, *shape[1:]), scale)
 
 
 def _through_middle(path: Path, name: str, middle: np.ndarray, down: np.ndarray) -> np.ndarray:

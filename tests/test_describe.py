@@ -1,6 +1,7 @@
 """What ``sd-numba test`` and ``sd-numba info`` find out about files."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -122,3 +123,11 @@ def test_describe_other_things(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "none", tmp_path):
         with pytest.raises(SdNumbaError):
             describe(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """Reading one would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for reader in (describe, lambda path: list(check_model(path))):
+        with pytest.raises(SdNumbaError, match=r"not a file|expected a"):
+            reader(tmp_path / "pipe.safetensors")

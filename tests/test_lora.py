@@ -133,6 +133,14 @@ def test_peft_with_its_settings(folder, tmp_path):
     assert relative_error(half, expected) < 1e-4
 
 
+def test_rank_stabilised(folder, tmp_path):
+    updates = {key: (up, down, 6.0) for key, (up, down, _) in random_updates(folder).items()}
+    settings = {f"{part}.{key}": value for part in PARTS for key, value in (("lora_alpha", 6), ("use_rslora", True))}
+    save_file(peft(updates), tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    expected = run(merged(folder, tmp_path / "m", updates, 3**0.5))
+    assert relative_error(run(folder, (tmp_path / "a.safetensors", 1.0)), expected) < 1e-4
+
+
 def test_half_precision_files(folder, tmp_path):
     updates = random_updates(folder)
     rounded = {
