@@ -1,8 +1,9 @@
 """Memory of whole runs: ``python -m bench.bench_memory MODEL ... [--sizes 512 768]``.
 
 Each MODEL, size and policy of `--weights` is a process of its own that makes a picture in one step: more steps need no
-more memory. The table has the most anonymous memory (sampled every 20 ms; what a system must really have) and the most
-resident memory (with the pages of the mapped file, which the system gives back when it needs them).
+more memory. The table has the most anonymous memory (what a system must really have) and the most resident memory (with
+the pages of the mapped file, which the system gives back when it needs them), sampled ten times a second, which slows
+the run.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def peak_memory(command: list[str]) -> tuple[dict[str, float], float]:
                 field, _, value = line.partition(":")
                 if field in FIELDS:
                     most[field] = max(most[field], int(value.split()[0]) / 1024)
-            time.sleep(0.02)
+            time.sleep(0.1)
         if process.returncode:
             sys.exit(f"{' '.join(command)}: {process.stderr.read() if process.stderr else ''}")
     return most, time.perf_counter() - start

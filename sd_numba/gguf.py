@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import ModelError
-from .tensors import BLOCKS, MAX_DIMS, NUMPY_DTYPES, TensorInfo
+from .tensors import BLOCKS, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # unless the settings say otherwise
@@ -118,6 +118,8 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> dict[str, TensorInfo]:
 
 def _read_record(reader: _Reader) -> tuple[str, TensorInfo]:
     name, dimensions = reader.text(), reader.number("I")
+    if len(name) > MAX_NAME:
+        raise reader.fail(f"found a name of {len(name):,} characters, expected at most {MAX_NAME}")
     if dimensions > MAX_DIMS:
         raise reader.fail(f"tensor {name!r:.80}: found {dimensions} dimensions")
     shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]

@@ -21,7 +21,7 @@ import numpy as np
 from .checkpoint import PICKLE_ADVICE
 from .errors import ModelError
 from .gguf import MAGIC, read_gguf_header
-from .tensors import EXPECTED_DTYPES, MAX_DIMS, NUMPY_DTYPES, TensorInfo, map_file
+from .tensors import EXPECTED_DTYPES, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo, map_file
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
@@ -133,6 +133,8 @@ def _fits(shape: list[int]) -> bool:
 
 def _check_entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
     fault = f"{path}: damaged: tensor {name!r:.80}"
+    if len(name) > MAX_NAME:
+        raise ModelError(f"{fault}: its name has {len(name):,} characters, expected at most {MAX_NAME}")
     if not isinstance(entry, dict):
         raise ModelError(f"{fault} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

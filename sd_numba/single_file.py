@@ -29,6 +29,8 @@ UNET_HEADS = 8  # in 1.x
 
 _INPUT_BLOCK = re.compile(r"input_blocks\.(\d+)\.([01])\.(op|in_layers|norm)\.")
 
+DEEPEST = 6  # words in a module's name, in either layout
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -50,7 +52,7 @@ class Names:
 
 def _translate(name: str, modules: Mapping[str, str], parts: Mapping[str, str]) -> str:
     words = name.split(".")
-    for count in range(len(words) - 1, 0, -1):
+    for count in range(min(len(words) - 1, DEEPEST), 0, -1):
         module = modules.get(".".join(words[:count]))
         if module is not None:
             rest = ".".join(words[count:-1])

@@ -13,6 +13,7 @@ import kernels
 from .errors import ModelError
 
 MAX_DIMS = 32
+MAX_NAME = 1000  # characters: several times the longest real one, few enough for any pattern to be tried on
 # NumPy has no bfloat16 and no float8: their bits are handed out as unsigned integers, or as the kernels want them.
 NUMPY_DTYPES: dict[str, type[np.generic] | np.dtype] = {
     "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F64": np.float64,

@@ -92,3 +92,14 @@ def test_pickles_are_never_opened(tmp_path):
         assert not any(end.endswith("read") for end in ends)
         with pytest.raises(SdNumbaError, match="a PyTorch pickle: only safetensors files are read"):
             read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("part", [".", "lora_", ".processor.to_", "model.diffusion_model.", "decoder.up.", "a.lora_A."])
+def test_names_without_end_take_no_time(tmp_path, part):
+    """``try_file`` fails if they do."""
+    names = [prefix + part * 30_000 + "weight" for prefix in ("", "model.diffusion_model.input_blocks.1.")]
+    header, size = safetensors_header({name: ("F32", [2]) for name in names})
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    ends = try_file(tmp_path / "a.safetensors")
+    assert ends["header: refused"] == 1
