@@ -13,8 +13,9 @@ from .embedding import read_embedding
 from .errors import ModelError, SdNumbaError
 from .headers import read_header
 from .lora import group_names
-from .model import NETWORKS, Model, expected_shapes, open_model, open_vae
+from .model import NETWORKS, Model, expected_shapes, find_path, open_model, open_vae
 from .samplers import make_sampler, sampler_name_from_config
+from .taesd import open_taesd
 from .tensors import TensorInfo
 from .text_encoder import TextEncoderConfig
 from .weights import Weights, find_nonfinite
@@ -49,10 +50,11 @@ def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
     ModelError
         The folder or file is none that could be checked (see ``open_model``).
     """
-    if path is not None and os.path.isfile(path):
-        header = read_header(path)
+    found = find_path(path)
+    if found.is_file():
+        header = read_header(found)
         if not kind_of(header).supported:
-            yield _check_file(Path(path), header)
+            yield _check_file(found, header)
             return
     model = open_model(path)
     yield _check_tokenizer(model)
@@ -98,15 +100,17 @@ def _check_file(path: Path, header: dict[str, TensorInfo]) -> Report:
     kind = kind_of(header)
     faults = []
     try:
-        if kind.title == "LoRA":
+        if kind.option == "--lora":
             group_names(path, header)
-        elif kind.title == "VAE":
+        elif kind.option == "--vae":
             config, opener = open_vae(path)
             _take_all(opener(), expected_shapes("vae", config))
-        elif kind.title == "textual inversion embedding":
+        elif kind.option == "--taesd":
+            open_taesd(path)
+        elif kind.option == "--embedding-dir":
             read_embedding(path)
         else:
-            faults.append(f"{kind.title} is not supported{kind.advice}")
+            faults.append(f"{kind.title} is not supported")
     except ModelError as error:
         faults.append(str(error))
     faults += _nonfinite(Weights.select(path, header))

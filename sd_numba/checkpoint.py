@@ -21,9 +21,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
 }
 
-PICKLE_ADVICE = (
-    "only safetensors files are read, because a pickle can run any code; convert the model with diffusers: "
-    "StableDiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+PICKLE = "only safetensors files are read, because a pickle can run any code; convert it where you trust it, "
+PICKLE_FOLDER_ADVICE = (
+    PICKLE
+    + "with diffusers: StableDiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+)
+PICKLE_FILE_ADVICE = (
+    PICKLE + "with PyTorch: x = torch.load(OLD, weights_only=True); "
+    "safetensors.torch.save_file(x.get('state_dict', x), NEW)"
 )
 
 # Tensor names of older or newer files -> the names that the networks use (those of diffusers; the text encoder's
@@ -50,11 +55,16 @@ def canonical_name(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: what to call it, whether it can be opened as a model, and what else to do with it."""
+    """A kind of file: what to call it, whether it is a whole model, and the option that takes it."""
 
     title: str
     supported: bool = False
-    advice: str = ""
+    option: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What to do with it, to end an error with."""
+        return f"; use {self.option}" if self.option else ""
 
 
 # A pattern that a tensor's name starts with -> what a file with such a tensor is; the first that is found counts.
@@ -63,11 +73,14 @@ _KINDS = (
     (r"(model\.diffusion_model\.)?(joint_blocks|double_blocks|double_layers)\.", Kind("SD 3 or Flux model")),
     (r"(control_model\.|controlnet_|input_hint_block\.)", Kind("ControlNet")),
     (r"model\.diffusion_model\.input_blocks\.", Kind("single-file Stable Diffusion checkpoint", supported=True)),
-    (r".*\.(hada_w|lokr_w|oft_|dora_scale)", Kind("LoHa, LoKr, OFT or DoRA", advice="; only LoRA and LoCon are known")),
-    (r"(lora_(unet|te\d?)[._]|.*[._]lora(_[AB]|_linear_layer|\.down|\.up)?\.)", Kind("LoRA", advice="; use --lora")),
-    (r"(decoder|encoder)\.layers\.\d+\.(conv\.0\.|weight)", Kind("tiny autoencoder (TAESD)", advice="; use --taesd")),
-    (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\.", Kind("VAE", advice="; use --vae")),
-    (r"(emb_params|clip_[lg]|<.+>)$", Kind("textual inversion embedding", advice="; use --embedding-dir")),
+    (r".*\.(hada_w|lokr_w|oft_|dora_scale)", Kind("LoHa, LoKr, OFT or DoRA")),
+    (r"(lora_(unet|te\d?)[._]|.*[._]lora(_[AB]|_linear_layer|\.down|\.up)?\.)", Kind("LoRA", option="--lora")),
+    (
+        r"((decoder|encoder)\.layers\.)?\d+\.(conv\.\d\.|weight)",
+        Kind("tiny autoencoder (TAESD)", option="--taesd"),
+    ),
+    (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\.", Kind("VAE", option="--vae")),
+    (r"(emb_params|clip_[lg]|<.+>)$", Kind("textual inversion embedding", option="--embedding-dir")),
     (r"(time_embedding|down_blocks)\.", Kind("UNet")),
     (r"(text_model\.|cond_stage_model\.|.*token_embedding\.)", Kind("CLIP text encoder")),
 )
@@ -130,5 +143,5 @@ def find_weights(folder: str | os.PathLike[str]) -> Path:
         raise ModelError(f"{folder}: no such folder")
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".ckpt", ".pt", ".pth")]
     if pickles:
-        raise ModelError(f"{folder}: found {pickles[0]}, a PyTorch pickle: {PICKLE_ADVICE}")
+        raise ModelError(f"{folder}: found {pickles[0]}, a PyTorch pickle: {PICKLE_FOLDER_ADVICE}")
     raise ModelError(f"{folder}: no weights: expected diffusion_pytorch_model.safetensors or model.safetensors")

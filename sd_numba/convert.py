@@ -12,10 +12,11 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from . import single_file
-from .checkpoint import CLASSES, PIPELINE
+from .checkpoint import CLASSES, PIPELINE, kind_of
 from .errors import InputError, ModelError
 from .headers import read_header, read_metadata
 from .model import NETWORKS, Model, expected_shapes, open_model
+from .pipeline import with_prediction_type
 from .storage import DTYPES, Entry, check_space, unfinished, write_safetensors
 from .tensors import map_file, tensor_view
 from .text_encoder import TextEncoderConfig
@@ -68,7 +69,11 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
     if to_file and source.is_file():
         tensors, metadata = _same_names(source)
         return _write_file(target, tensors, dtype, metadata)
-    model = open_model(source)
+    if source.is_file() and not (kind := kind_of(read_header(source))).supported:
+        raise InputError(
+            f"{source}: found {kind.title}, which has no folder; choose a target that ends in .safetensors"
+        )
+    model = with_prediction_type(open_model(source))
     if to_file:
         return _write_file(target, single_tensors(model), dtype, _single_metadata(model))
     return _write_folder(target, model, dtype)

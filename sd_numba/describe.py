@@ -15,7 +15,7 @@ from .errors import ModelError
 from .headers import read_header, read_metadata
 from .lora import group_names, network_of
 from .metadata import read_parameters
-from .model import NETWORKS, Model, open_model
+from .model import NETWORKS, Model, find_path, open_model
 from .single_file import EMA, PREFIXES
 from .tensors import TensorInfo
 from .weights import Weights
@@ -65,7 +65,7 @@ def describe(path: str | os.PathLike[str]) -> str:
     SdNumbaError
         There is no such file, or it is neither a picture nor a model.
     """
-    path = Path(path)
+    path = find_path(path)
     if os.path.isdir(path):
         return _describe_folder(path)
     try:
@@ -152,7 +152,9 @@ def _describe_lora(path: Path, header: dict[str, TensorInfo]) -> list[str]:
     if len(widths) == 1:
         lines[0] += _family(widths.pop())
     metadata = read_metadata(path)
-    lines += [f"{label}: {metadata[key]:.200}" for key, label in LORA_NOTES.items() if metadata.get(key)]
+    lines += [
+        f"{label}: {' '.join(metadata[key].split()):.200}" for key, label in LORA_NOTES.items() if metadata.get(key)
+    ]
     return lines
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .checkpoint import CLASSES, COMPONENTS, PICKLE_ADVICE, PIPELINE, find_weights, read_json
+from .checkpoint import CLASSES, COMPONENTS, PICKLE_FOLDER_ADVICE, PIPELINE, find_weights, read_json
 from .errors import InputError, ModelError
 from .hub import DEFAULT_MODEL, Place, Repository, cache_folder, choose_place, fetch_missing, list_repository
 
@@ -62,7 +62,9 @@ def select_files(names: Iterable[str], variant: str = "fp16") -> list[str]:
                 break
         else:
             pickled = any(name.startswith(f"{component}/") and name.endswith(".bin") for name in names)
-            raise ModelError(f"{component}: found no safetensors weights" + (f": {PICKLE_ADVICE}" if pickled else ""))
+            raise ModelError(
+                f"{component}: found no safetensors weights" + (f": {PICKLE_FOLDER_ADVICE}" if pickled else "")
+            )
         chosen.append(found[0])
         if tried != variant:
             others.append(component)
@@ -89,7 +91,7 @@ def select_single_file(names: Iterable[str], file: str | None = None) -> str:
         raise InputError(f"found several models, {', '.join(found)}; choose one with --file NAME")
     if not found:
         pickled = any(name.endswith((".ckpt", ".bin", ".pt")) for name in names)
-        advice = f": {PICKLE_ADVICE}" if pickled else ""
+        advice = f": {PICKLE_FOLDER_ADVICE}" if pickled else ""
         raise ModelError(f"found neither the folders of a diffusers model nor a safetensors file{advice}")
     return file or found[0]
 

@@ -6,6 +6,7 @@ arXiv:2208.01618.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from .errors import InputError, ModelError
 from .headers import read_header
 from .tensors import WEIGHT_DTYPES, map_file, tensor_view
 
+WEB_UI = "emb_params"  # the tensor's name in files of the web UI
+ENDINGS = (".safetensors", ".pt", ".bin")
 MAX_VECTORS = 75  # what fits a prompt
 
 
@@ -64,7 +67,10 @@ def read_embedding(path: str | os.PathLike[str], width: int | None = None) -> np
 
 
 def find_embeddings(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Find the embeddings of a folder: word that stands for each in prompts (the file's name) and file.
+    """Find the embeddings of a folder: word that stands for each in prompts, and file.
+
+    The words are the file's name and, in files of diffusers, that of its tensor, such as ``<cat-toy>``. Pickles are
+    found, too: reading one says why it is not read.
 
     Raises
     ------
@@ -74,4 +80,12 @@ def find_embeddings(folder: str | os.PathLike[str]) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with textual inversion embeddings (.safetensors)")
-    return {path.stem: path for path in sorted(folder.rglob("*.safetensors"))}
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS):
+        found.setdefault(path.stem, path)
+        if path.suffix == ENDINGS[0]:
+            with contextlib.suppress(ModelError):
+                names = list(read_header(path))
+                if len(names) == 1 and names[0] != WEB_UI:
+                    found.setdefault(names[0], path)
+    return found

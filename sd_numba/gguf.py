@@ -84,7 +84,7 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> dict[str, TensorInfo]:
     Returns
     -------
     dict
-        Name -> ``TensorInfo``, in the order of the header; shapes with the innermost size last.
+        Name -> ``TensorInfo``, in the order of the data; shapes with the innermost size last.
 
     Raises
     ------
@@ -113,7 +113,16 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> dict[str, TensorInfo]:
             raise reader.fail(f"its header names {name!r:.80} twice")
         records[name] = info
     base = math.ceil(reader.at / alignment) * alignment
-    return {name: _placed(reader, name, info, base) for name, info in records.items()}
+    end, placed = base, {}
+    for name, info in sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        start = base + info.start
+        if start < end:
+            raise reader.fail(f"tensor {name!r:.80} overlaps the one before it")
+        end = start + info.nbytes
+        if end > len(data):
+            raise reader.fail(f"tensor {name!r:.80} ends at byte {end:,}, the file has {len(data):,}")
+        placed[name] = TensorInfo(info.dtype, info.shape, start, info.nbytes)
+    return placed
 
 
 def _read_record(reader: _Reader) -> tuple[str, TensorInfo]:
@@ -131,18 +140,9 @@ def _read_record(reader: _Reader) -> tuple[str, TensorInfo]:
             "convert the file with stable-diffusion.cpp to one of those"
         )
     values = math.prod(shape)
-    if max(shape, default=0) >= 1 << 56 or values >= 1 << 56:
+    if math.prod(filter(None, shape)) >= 1 << 56:  # NumPy multiplies the sizes even where one of them is 0
         raise reader.fail(f"tensor {name!r:.80}: found shape {shape!r:.80}")
     block, stored = BLOCKS[dtype] if dtype in BLOCKS else (1, np.dtype(NUMPY_DTYPES[dtype]))
     if block > 1 and (not shape or shape[-1] % block):
         raise reader.fail(f"tensor {name!r:.80}: found shape {shape!r:.80}, expected rows of a multiple of {block}")
     return name, TensorInfo(dtype, shape, start, values // block * stored.itemsize)
-
-
-def _placed(reader: _Reader, name: str, info: TensorInfo, base: int) -> TensorInfo:
-    start = base + info.start
-    if start + info.nbytes > len(reader.data):
-        raise reader.fail(
-            f"tensor {name!r:.80} ends at byte {start + info.nbytes:,}, the file has {len(reader.data):,}"
-        )
-    return TensorInfo(info.dtype, info.shape, start, info.nbytes)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .checkpoint import PICKLE_ADVICE
+from .checkpoint import PICKLE_FILE_ADVICE
 from .errors import ModelError
 from .gguf import MAGIC, read_gguf_header
 from .tensors import EXPECTED_DTYPES, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo, map_file
@@ -103,7 +104,7 @@ def _reject_other_formats(path: Path, start: bytes, size: int) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path}: a Git LFS pointer, not the weights themselves; run 'git lfs pull' in its folder")
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        raise ModelError(f"{path}: a PyTorch pickle: {PICKLE_ADVICE}")
+        raise ModelError(f"{path}: a PyTorch pickle: {PICKLE_FILE_ADVICE}")
     if start.lstrip().startswith(b"<"):
         raise ModelError(f"{path}: a web page, not a safetensors file; download it again")
     raise ModelError(f"{path}: not a safetensors file, or a truncated one ({size:,} bytes)")
@@ -120,6 +121,9 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged: its header is not JSON ({error}); download it again") from None
+    odd = next((name for name in header if re.search("[\ud800-\udfff]", name)), None)
+    if odd is not None:
+        raise ModelError(f"{path}: damaged: its header names {odd!r:.80}, which is not Unicode text")
     return header
 
 

@@ -21,8 +21,8 @@ import numpy as np
 
 import kernels
 
-from .checkpoint import kind_of
-from .errors import InputError, ModelError
+from .checkpoint import kind_of, read_json
+from .errors import ModelError
 from .headers import read_header, read_metadata
 from .single_file import Names
 from .tensors import WEIGHT_DTYPES, TensorInfo, map_file, tensor_view
@@ -51,7 +51,7 @@ PREFIXES = {  # of modules -> the network that they belong to
     "unet.": "unet",
     "text_encoder.": "text_encoder",
 }
-TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>")
+ALPHA_DTYPES = ("I8", "U8", "I16", "I32", "I64")  # some programs write whole numbers
 METADATA = "lora_adapter_metadata"  # PEFT's configuration, as diffusers stores it
 
 
@@ -93,7 +93,7 @@ class Modules:
         for network, tensors in shapes.items():
             for name, shape in tensors.items():
                 module, _, kind = name.rpartition(".")
-                if kind != "weight" or len(shape) < 2:
+                if kind != "weight" or len(shape) < 2 or "embeddings." in module:  # layers only
                     continue
                 self.shapes[network, module] = shape
                 self._flat[network, _flat(module)] = module
@@ -143,10 +143,10 @@ def read_lora(path: str | os.PathLike[str], modules: Modules) -> list[Update]:
             updates.append(_update(path, name, found, modules.shapes[found], matrices, settings))
     if not updates:
         raise ModelError(
-            f"{path}: made for another model: none of its modules is in this one, such as {unknown[0]:.80}"
+            f"{path}: made for another model: none of its modules is in this one, such as {unknown[0]!r:.80}"
         )
     if unknown:
-        log.warning("%s: %d of its %d modules are not in this model: %s", path, len(unknown), len(groups), unknown[0])
+        log.warning("%s: %d of its %d modules are not in this model: %r", path, len(unknown), len(groups), unknown[0])
     return updates
 
 
@@ -156,7 +156,7 @@ def group_names(path: Path, header: Mapping[str, TensorInfo]) -> dict[str, dict[
     Raises
     ------
     ModelError
-        There is something else in the file.
+        There is something else in the file, or shapes do not fit together.
     """
     kind = kind_of(header)
     if kind.title != "LoRA":
@@ -166,14 +166,28 @@ def group_names(path: Path, header: Mapping[str, TensorInfo]) -> dict[str, dict[
         match = next((match for pattern in PATTERNS if (match := pattern.fullmatch(name))), None)
         if match is None:
             raise ModelError(f"{path}: found tensor {name!r:.80}, expected the matrices of LoRA or LoCon")
-        if info.dtype not in WEIGHT_DTYPES:
+        if info.dtype not in (WEIGHT_DTYPES if match["matrix"] != "alpha" else (*WEIGHT_DTYPES, *ALPHA_DTYPES)):
             raise ModelError(f"{path}: tensor {name!r:.80}: found {info.dtype}, expected a floating point number")
         module = ".".join(filter(None, (match["module"], match.groupdict().get("part"))))
         groups.setdefault(module, {})[MATRICES.get(match["matrix"], match["matrix"])] = name
     for module, matrices in groups.items():
         if not {"up", "down"} <= matrices.keys():
-            raise ModelError(f"{path}: module {module:.80} has only {', '.join(matrices)}, expected up and down")
+            raise ModelError(f"{path}: module {module!r:.80} has only {', '.join(matrices)}, expected up and down")
+        shapes = {matrix: header[name].shape for matrix, name in matrices.items()}
+        if not _fit(**shapes):
+            raise ModelError(f"{path}: module {module!r:.80}: found matrices of shape {shapes}, which do not fit")
     return groups
+
+
+def _fit(
+    up: tuple[int, ...], down: tuple[int, ...], mid: tuple[int, ...] | None = None, alpha: tuple[int, ...] = ()
+) -> bool:
+    """Whether matrices of these shapes can be multiplied: up (n, r), mid (r, s, kh, kw), down (s, ...) or (r, ...)."""
+    if len(up) < 2 or len(down) < 2 or 0 in (*up, *down, *(mid or ())) or math.prod(up[2:] + alpha) != 1:
+        return False
+    if mid is None:
+        return up[1] == down[0]
+    return len(mid) == 4 and mid[:2] == (up[1], down[0]) and math.prod(down[2:]) == 1
 
 
 def _read_groups(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -182,7 +196,8 @@ def _read_groups(path: Path) -> dict[str, dict[str, np.ndarray]]:
     groups, mapped = group_names(path, header), map_file(path)
     views = {name: tensor_view(info, mapped) for name, info in header.items()}
     for name, values in views.items():
-        if not np.isfinite(kernels.widen(values)).all():
+        finite = np.isfinite(kernels.widen(values) if header[name].dtype in WEIGHT_DTYPES else values)
+        if not finite.all():
             raise ModelError(f"{path}: tensor {name!r:.80} holds NaN or infinite values; download the file again")
     return {module: {m: views[name] for m, name in matrices.items()} for module, matrices in groups.items()}
 
@@ -197,45 +212,31 @@ def _update(
 ) -> Update:
     """Put together what is added to one weight of that shape."""
     network, module = found
-    up, down = matrices["up"], matrices["down"]
-    if "mid" in matrices:
-        down = _through_middle(path, name, matrices["mid"], down)
-    rank = len(down) if down.ndim else 0
+    up, down, middle = matrices["up"], matrices["down"], matrices.get("mid")
+    inner = down.shape[1:2] + (down.shape[2:] if middle is None else middle.shape[2:])
     # A 1x1 convolution may be stored as a linear layer, and the other way round.
-    fits = up.ndim >= 2 and up.shape[:2] == (shape[0], rank) and up.size == shape[0] * rank
-    if not rank or not fits or down.size != rank * math.prod(shape[1:]) or down.shape[1] != shape[1]:
+    if up.shape[0] != shape[0] or inner[0] != shape[1] or math.prod(inner) != math.prod(shape[1:]):
+        shapes = {matrix: values.shape for matrix, values in matrices.items()}
         raise ModelError(
-            f"{path}: made for another model: {name:.80} has matrices of shape {up.shape} and {down.shape}, "
-            f"which do not make up the model's {shape}"
+            f"{path}: made for another model: {name!r:.80} has matrices {shapes}, the model's weight there is {shape}"
         )
-    alpha = _alpha(path, name, matrices, settings, network, module, rank)
+    if middle is not None:  # a 3x3 convolution between two 1x1 ones (LyCORIS's Tucker form)
+        first = kernels.widen(down).reshape(len(down), -1)
+        down = np.ascontiguousarray(np.einsum("rshw,sc->rchw", kernels.widen(middle), first))
+    rank = len(down)
+    alpha = _alpha(matrices, settings, network, module, rank)
     # "Rank-stabilised" LoRA: Kalajdzievski, arXiv:2312.03732.
     scale = alpha / (math.sqrt(rank) if settings.get(f"{network}.use_rslora") is True else rank)
     return Update(network, module, up.reshape(shape[0], rank), down.reshape(rank, *shape[1:]), scale)
 
 
-def _through_middle(path: Path, name: str, middle: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Merge the 3x3 convolution between two 1x1 ones (LyCORIS's Tucker form) with the first of them."""
-    if middle.ndim != 4 or down.ndim < 2 or middle.shape[1] != len(down) or down.size != len(down) * down.shape[1]:
-        raise ModelError(f"{path}: {name:.80} has lora_mid {middle.shape} for lora_down {down.shape}, which do not fit")
-    first = kernels.widen(down).reshape(len(down), -1)
-    return np.ascontiguousarray(np.einsum("rshw,sc->rchw", kernels.widen(middle), first))
-
-
 def _alpha(
-    path: Path,
-    name: str,
-    matrices: Mapping[str, np.ndarray],
-    settings: Mapping[str, Any],
-    network: str,
-    module: str,
-    rank: int,
+    matrices: Mapping[str, np.ndarray], settings: Mapping[str, Any], network: str, module: str, rank: int
 ) -> float:
     """Give a module's alpha: its own, or that of PEFT's settings, or else the rank."""
     if "alpha" in matrices:
-        if matrices["alpha"].size != 1:
-            raise ModelError(f"{path}: {name:.80} has an alpha of shape {matrices['alpha'].shape}, expected one number")
-        return float(kernels.widen(matrices["alpha"]).reshape(-1)[0])
+        alpha = matrices["alpha"].reshape(-1)
+        return float(alpha[0] if alpha.dtype.kind in "iu" and alpha.dtype != np.uint16 else kernels.widen(alpha)[0])
     alpha = settings.get(f"{network}.lora_alpha", rank)
     patterns = settings.get(f"{network}.alpha_pattern")
     if isinstance(patterns, dict):
@@ -244,73 +245,13 @@ def _alpha(
 
 
 def _peft_settings(path: Path) -> dict[str, Any]:
+    """Read PEFT's settings: in the file, as diffusers writes them, or in ``adapter_config.json`` beside an adapter."""
     try:
         settings = json.loads(read_metadata(path).get(METADATA, "{}"))
     except (ValueError, RecursionError):
-        return {}
+        settings = {}
+    beside = path.with_name("adapter_config.json")
+    if path.stem == "adapter_model" and beside.is_file():
+        own = read_json(beside)
+        settings = {f"{network}.{key}": value for network in set(PREFIXES.values()) for key, value in own.items()}
     return settings if isinstance(settings, dict) else {}
-
-
-# --- how a user names them --------------------------------------------------------------------------------------------
-
-
-def split_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """Take the ``<lora:name:weight>`` tags of AUTOMATIC1111's web UI out of a prompt.
-
-    Returns
-    -------
-    str
-        The rest of the prompt.
-    list of (str, float)
-        Names and weights; 1 where none is given.
-
-    Raises
-    ------
-    InputError
-        A weight is no number.
-    """
-    found = [(match[1].strip(), _weight(match[2], match[0])) for match in TAG.finditer(prompt)]
-    return TAG.sub("", prompt).strip() if found else prompt, found
-
-
-def _weight(text: str | None, tag: str) -> float:
-    try:
-        weight = float(text) if text else 1.0
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise InputError(f"{tag:.80}: found weight {text!r:.40}, expected a number, as in <lora:name:0.8>")
-    return weight
-
-
-def split_weight(text: str) -> tuple[str, float]:
-    """Split ``FILE[:weight]``; a file whose name ends so is taken as it is.
-
-    Raises
-    ------
-    InputError
-        What follows the colon is no number.
-    """
-    name, colon, weight = text.rpartition(":")
-    if not colon or os.path.exists(text):
-        return text, 1.0
-    return name, _weight(weight, f"--lora {text}")
-
-
-def find_lora(name: str, folder: str | os.PathLike[str] | None) -> Path:
-    """Find the file of a LoRA: a path, or a name in a folder (or one of its folders), with or without its ending.
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
-    if os.path.isfile(name):
-        return Path(name)
-    if folder is not None:
-        wanted = {name, f"{name}.safetensors"}
-        found = [path for path in sorted(Path(folder).rglob("*.safetensors")) if path.name in wanted]
-        if found:
-            return found[0]
-    where = "give the folder with --lora-dir" if folder is None else f"and there is none of that name in {folder}"
-    raise InputError(f"LoRA {name!r:.80}: no such file; {where}")

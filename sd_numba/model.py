@@ -114,8 +114,8 @@ def open_model(
         There is no such folder or file, a component or its weights are missing, a configuration is not valid JSON, or
         it is another kind of model.
     """
-    found = _find(path)
-    other = None if vae is None else open_vae(Path(vae))
+    found = find_path(path)
+    other = None if vae is None else open_vae(find_path(vae))
     model = _open_file(found, needs_vae and other is None) if os.path.isfile(found) else _open_folder(found)
     if other is None:
         return model
@@ -123,9 +123,18 @@ def open_model(
     return replace(model, vae=config, openers={**model.openers, "vae": opener})
 
 
-def _find(path: str | os.PathLike[str] | None) -> Path:
+def find_path(path: str | os.PathLike[str] | None) -> Path:
+    """The path that a file, a folder or the id of a downloaded model has; None is the embedded model.
+
+    Raises
+    ------
+    ModelError
+        The name is empty, or an id of something that was not downloaded.
+    """
     if path is None:
         return embedded_model_path()
+    if not str(path):
+        raise ModelError("found an empty name, expected a file, a folder or the id of a downloaded model")
     found = resolve_model(str(path))
     if found is None and HUB_ID.fullmatch(str(path)) and not os.path.exists(path):
         raise ModelError(f"{path}: no such file or folder, and no downloaded model; run: sd-numba download {path}")
@@ -214,9 +223,9 @@ def _open_file(path: Path, needs_vae: bool) -> Model:
             f"sd-numba convert {path} {path.with_suffix('.safetensors')} --dtype f16"
         )
     openclip = not any(name.startswith(single_file.TEXT + single_file.CLIP) for name in header)
-    tensors = {name: single_file.component_tensors(header, name) for name in wanted}
-    shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
     try:
+        tensors = {name: single_file.component_tensors(header, name) for name in wanted}
+        shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
         text_encoder = single_file.infer_text_encoder(shapes["text_encoder"], openclip)
         unet = single_file.infer_unet(shapes["unet"])
         vae = single_file.infer_vae(shapes["vae"]) if "vae" in shapes else {}
@@ -268,11 +277,15 @@ def open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
     header = read_header(path)
     prefix = single_file.VAE
     inside = {name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)}
+    kind = kind_of(header)
+    if not inside and kind.option != "--vae":
+        raise ModelError(f"{path}: found {kind.title}, expected a VAE{kind.advice}")
     tensors = single_file.vae_tensors(inside or header)
     try:
         config = single_file.infer_vae(shapes_of(tensors))
+        VaeConfig.from_dict(config)
     except ModelError as error:
-        raise ModelError(f"{path}: found {kind_of(header).title}, expected a VAE: {error}") from None
+        raise ModelError(f"{path}: no whole VAE: {error}") from None
     return config, partial(Weights.select, path, tensors)
 
 

@@ -41,6 +41,7 @@ PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be
 # Of anonymous memory that decoding takes for a pixel, measured on SD 1.5: as a whole, in strips, by a tiny autoencoder.
 DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1000, 400
 ROOMY = 0.75  # of the available memory may be filled by decoding as a whole, if tiling is `auto`
+MAX_LORA_WEIGHT = 1000
 TEXTS = 8  # prompts that go through the text encoder together, at most
 PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
 
@@ -249,31 +250,48 @@ class StableDiffusionPipeline:
                 source.packed = True
                 self._build(part)
         if self.scheduler_config.get("prediction_type", "") is None:
-            self._find_prediction_type()
+            velocity = _predicts_velocity(self.unet)
+            self.scheduler_config = {
+                **self.scheduler_config,
+                "prediction_type": "v_prediction" if velocity else "epsilon",
+            }
+            if velocity:
+                self._configs["unet"] = replace(self.unet.config, sample_size=V_SIZE)
+                self._build("unet")
 
-    def load_lora_weights(self, path: str | os.PathLike[str], weight: float = 1.0) -> None:
+    def load_lora_weights(
+        self, path: str | os.PathLike[str], weight: float = 1.0, *, text_encoder_weight: float | None = None
+    ) -> None:
         """Add a LoRA or LoCon to the UNet and the text encoder; several add up.
 
-        The mapped weights stay as they are. It costs a few hundredths of the time of a step, or nothing if they are
-        packed.
+        The mapped weights stay as they are. It costs a few hundredths of the time of a step, or nothing in layers whose
+        weights are packed.
 
         Parameters
         ----------
         path : path
             A safetensors file of kohya's scripts, diffusers or PEFT.
         weight : float
-            Strength; may be negative.
+            Strength, from -1000 to 1000.
+        text_encoder_weight : float, optional
+            Another strength in the text encoder.
 
         Raises
         ------
         ModelError
             The file is damaged, holds something else, or is for another model.
+        InputError
+            A weight is no such number.
         """
-        parts = ("text_encoder", "unet")
-        shapes = {p: {name: self._weights[p].info(name).shape for name in self._weights[p].names()} for p in parts}
+        weights = {"unet": weight, "text_encoder": weight if text_encoder_weight is None else text_encoder_weight}
+        for value in weights.values():
+            if not isinstance(value, int | float | np.number) or not abs(value) <= MAX_LORA_WEIGHT:
+                raise InputError(f"LoRA {path}: found weight {value!r:.40}, expected -1000 to 1000, usually 0 to 1")
+        shapes = {p: {name: self._weights[p].info(name).shape for name in self._weights[p].names()} for p in weights}
         for update in read_lora(path, Modules(shapes, self._single_names())):
-            self._weights[update.network].add_updates(update.module, update.up, update.down, weight * update.scale)
-        for part in parts:
+            scale = float(weights[update.network]) * update.scale
+            self._weights[update.network].add_updates(update.module, update.up, update.down, scale)
+        for part in weights:
             self._build(part)
 
     def unload_lora_weights(self) -> None:
@@ -301,7 +319,7 @@ class StableDiffusionPipeline:
         ModelError
             The file is damaged, holds something else, or is for another family of models.
         InputError
-            The word is a token already.
+            The word is empty, or stands for another embedding.
         """
         vectors = read_embedding(path, self.text_encoder.config.hidden_size)
         first = len(self.text_encoder.token_embedding)
@@ -588,6 +606,28 @@ class StableDiffusionPipeline:
             f"{where} gave NaN or infinite values, although all weights are finite; "
             "a lower guidance scale or another sampler may help"
         )
+
+
+def _predicts_velocity(unet: UNet) -> bool:
+    """Tell noise from velocity by what the UNet makes of grey latents at the noisiest timestep.
+
+    There the noise to predict is about the latents, the velocity far below them: AUTOMATIC1111's web UI tells the
+    models of family 2.x apart so, with the same numbers.
+    """
+    grey = np.full((1, unet.config.in_channels, 8, 8), 0.5, np.float32)
+    context = np.full((1, 2, unet.config.cross_attention_dim), 0.5, np.float32)
+    return float(np.mean(unet(grey, 999, context) - grey)) < -1
+
+
+def with_prediction_type(model: Model) -> Model:
+    """Find out what a model's UNet predicts, if its file does not say: for what is written elsewhere."""
+    if model.scheduler.get("prediction_type", "") is not None:
+        return model
+    pipe = StableDiffusionPipeline(model)
+    pipe.prepare("mmap")
+    return replace(
+        model, scheduler=pipe.scheduler_config, unet={**model.unet, "sample_size": pipe.unet.config.sample_size}
+    )
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:

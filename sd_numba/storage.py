@@ -53,7 +53,7 @@ class Entry:
         """
         if self.stored in BLOCKS:
             return DTYPES[wanted or "f16"]
-        return DTYPES[wanted] if wanted and self.stored in WEIGHT_DTYPES else self.stored
+        return DTYPES[wanted] if wanted and self.stored in (*WEIGHT_DTYPES, "F64") else self.stored
 
     def nbytes(self, wanted: str | None) -> int:
         """Bytes to write."""
@@ -105,6 +105,8 @@ def _converted(values: np.ndarray, wanted: str, stored: str, name: str) -> bytes
         return values.tobytes()
     if stored in BLOCKS:
         wide = (values["values"] * values["scale"].astype(np.float32)[:, None]).reshape(-1)
+    elif stored == "F64":
+        wide = values.astype(np.float32)
     else:
         wide = kernels.widen(values)
     if wanted == "F32":

@@ -20,7 +20,7 @@ import numpy as np
 
 import kernels
 
-from .checkpoint import find_weights, read_json
+from .checkpoint import find_weights, kind_of, read_json
 from .config import ConfigReader
 from .errors import InputError, ModelError
 from .headers import read_header
@@ -278,6 +278,9 @@ def taesd_files(path: str | os.PathLike[str]) -> tuple[Weights, TinyVaeConfig]:
     header = read_header(path)
     if "0.weight" in header:
         raise ModelError(f"{path}: found the encoder of TAESD alone, expected {ORIGINAL_DECODER} or a file with both")
+    kind = kind_of(header)
+    if kind.option != "--taesd":
+        raise ModelError(f"{path}: found {kind.title}, expected a tiny autoencoder (TAESD){kind.advice}")
     return Weights.select(path, {_diffusers_name(name): info for name, info in header.items()}), config
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_numba.check import check_model
+from sd_numba.convert import convert
 from sd_numba.describe import describe
 from sd_numba.embedding import read_embedding
 from sd_numba.errors import SdNumbaError
@@ -30,8 +31,10 @@ from sd_numba.headers import read_header, read_metadata
 from sd_numba.lora import Modules, read_lora
 from sd_numba.model import open_model, open_vae
 from sd_numba.single_file import unet_names
+from sd_numba.taesd import open_taesd
 
 SECONDS = 2.0  # that one case may take
+MEMORY = 100_000  # KB that a long run may add, mostly of modules that are imported on the way
 ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8}
 GGML = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34)}
 HOSTILE: list[Any] = [
@@ -80,7 +83,9 @@ def corpus() -> dict[str, Tensors]:
     peft: Tensors = {
         "unet.mid_block.attentions.0.proj_in.lora_A.weight": ("F32", [4, 32, 1, 1]),
         "unet.mid_block.attentions.0.proj_in.lora_B.weight": ("F32", [32, 4, 1, 1]),
+        "unet.conv_in.lora_up.weight": ("F32", [32, 4, 1, 1]),
         "unet.conv_in.lora_mid.weight": ("F32", [4, 4, 3, 3]),
+        "unet.conv_in.lora_down.weight": ("F32", [4, 4, 1, 1]),
     }
     autoencoder = {name.removeprefix(vae): value for name, value in checkpoint.items() if name.startswith(vae)}
     taesd: Tensors = {"decoder.layers.0.weight": ("F8_E4M3", [64, 4, 3, 3]), "encoder.layers.0.bias": ("F32", [64])}
@@ -197,6 +202,17 @@ def modules() -> Modules:
     return Modules({"unet": unet, "text_encoder": text}, unet_names([1, 1], [True, False]))
 
 
+def convert_and_remove(path: Path) -> None:
+    """Write the file in another dtype: never much larger than it is."""
+    target = path.with_name("converted.safetensors")
+    try:
+        for _ in convert(path, target, "f32"):
+            pass
+        assert target.stat().st_size <= 4 * path.stat().st_size + 1000
+    finally:
+        target.unlink(missing_ok=True)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "header": read_header,
     "metadata": read_metadata,
@@ -206,6 +222,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "vae": open_vae,
     "lora": lambda path: read_lora(path, modules()),
     "embedding": read_embedding,
+    "taesd": open_taesd,
+    "convert": convert_and_remove,
 }
 
 
@@ -215,10 +233,10 @@ def try_file(path: Path) -> Counter[str]:
     start = time.perf_counter()
     for name, reader in READERS.items():
         try:
-            reader(path)
+            str(reader(path)).encode()  # as if it were printed
             ends[f"{name}: read"] += 1
         except SdNumbaError as error:
-            assert "\n" not in str(error) and len(str(error)) < 1500, f"{name}: {error!s}"
+            assert "\n" not in str(error) and len(str(error).encode()) < 1500, f"{name}: {error!s}"
             ends[f"{name}: refused"] += 1
     seconds = time.perf_counter() - start
     assert seconds < SECONDS, f"took {seconds:.1f} s"
@@ -253,6 +271,7 @@ def main() -> None:
     print(f"{arguments.cases:,} cases in {seconds:.0f} s, resident memory grew by {grown / 1e3:.1f} MB")
     for end, count in sorted(ends.items()):
         print(f"{end:20}{count:9,}")
+    assert grown < MEMORY, "took too much memory"
 
 
 if __name__ == "__main__":

@@ -305,6 +305,7 @@ def additions(tmp_path):
     }
     save_file(lora, folder / "style.safetensors")
     save_file({"emb_params": random.standard_normal((2, c)).astype(np.float32)}, folder / "zzword.safetensors")
+    (folder / "old.pt").write_bytes(b"PK\x03\x04")
     return folder
 
 
@@ -332,8 +333,13 @@ def test_loras_that_cannot_be(run, additions, tmp_path):
         (["a fox", "--lora", str(UNET)], "found UNet, expected LoRA"),
         (["a fox", "--lora", "x:y"], "expected a number"),
         (["a fox", "--embedding-dir", "none"], "no such folder"),
-        (["a fox", "--taesd", str(UNET)], "do not fit"),
-        (["a fox", "--vae", str(UNET)], "expected a VAE"),
+        (["a fox", "--taesd", str(UNET)], "found UNet, expected a tiny autoencoder (TAESD)"),
+        (["a fox", "--vae", str(UNET)], "found UNet, expected a VAE"),
+        (["a fox", "--vae", str(additions / "style.safetensors")], "found LoRA, expected a VAE; use --lora"),
+        (["a fox", "--lora", f"{additions / 'style.safetensors'}:1e40"], "expected -1000 to 1000"),
+        (["a fox <lora:style"], "expected <lora:NAME:WEIGHT>"),
+        (["a fox", "-m", ""], "found an empty name"),
+        (["an old fox", "--embedding-dir", str(additions)], "a PyTorch pickle: only safetensors files are read"),
         (["a fox", "-m", "who/what"], "run: sd-numba download who/what"),
     ):
         result = run("generate", *arguments, *SMALL)
@@ -359,4 +365,37 @@ def test_converting(run, tmp_path):
     assert "BF16" in run("info", "half.safetensors").stdout
     assert "exists already" in run("convert", str(UNET), "half.safetensors").stderr
     assert run("test", "half.safetensors").exit_code == 1  # a UNet alone is no model
-    assert "UNet is not supported" in run("test", "half.safetensors").stdout
+    assert "FAULT: UNet is not supported" in run("test", "half.safetensors").stdout
+
+
+def test_a_lora_has_no_folder(run, additions, tmp_path):
+    result = run("convert", str(additions / "style.safetensors"), "folder")
+    assert "found LoRA, which has no folder; choose a target that ends in .safetensors" in result.stderr
+
+
+def test_files_of_their_own_are_sound(run, additions):
+    for name in ("style", "zzword"):
+        result = run("test", str(additions / f"{name}.safetensors"))
+        assert result.exit_code == 0 and result.stdout.endswith(": ok\n")
+
+
+def test_files_cannot_command_the_terminal(run, tmp_path):
+    metadata = {"ss_output_name": "\x1b]0;owned\x07nice\nunet: forged"}
+    layer = "lora_unet_conv_in.lora_"
+    matrices = {f"{layer}down.weight": np.ones((2, 4), np.float32), f"{layer}up.weight": np.ones((8, 2), np.float32)}
+    save_file(matrices, tmp_path / "a.safetensors", metadata)
+    text = run("info", str(tmp_path / "a.safetensors")).stdout
+    assert "\x1b" not in text and "\\x1b]0;owned\\x07nice unet: forged" in text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_a_terminated_convert_leaves_nothing(tmp_path):
+    code = (
+        "import os, signal, sd_numba.storage as s; old = s._converted; count = [0]\n"
+        "def slow(*a):\n count[0] += 1\n count[0] == 3 and os.kill(os.getpid(), signal.SIGTERM)\n return old(*a)\n"
+        "s._converted = slow\nfrom sd_numba.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "convert", str(UNET), str(tmp_path / "a.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 143 and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -136,3 +136,22 @@ def test_a_disk_that_fills_up(folder, tmp_path, name):
     assert result.returncode == 1
     assert result.stderr.count("\n") <= 2 and "cannot be written: File too large" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("bias", "expected", "side"), [(-3, "v_prediction", 96), (0, "epsilon", 64)])
+def test_what_the_unet_predicts_is_written(tmp_path, bias, expected, side):
+    """A single file of family 2.x does not say it, a folder must."""
+    write_model(tmp_path / "m", FAMILIES["2"], pad_token="!")
+    run(tmp_path / "m", tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    tensors["model.diffusion_model.out.2.bias"][:] = bias
+    save_file(tensors, tmp_path / "b.safetensors")  # without metadata
+    run(tmp_path / "b.safetensors", tmp_path / "f")
+    assert json.loads((tmp_path / "f/scheduler/scheduler_config.json").read_text())["prediction_type"] == expected
+    assert json.loads((tmp_path / "f/unet/config.json").read_text())["sample_size"] == side
+
+
+def test_double_precision(tmp_path):
+    save_file({"w": np.array([1 / 3, 1e-9])}, tmp_path / "a.safetensors")
+    run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "f32")
+    assert load_file(tmp_path / "b.safetensors")["w"].tolist() == np.array([1 / 3, 1e-9], np.float32).tolist()

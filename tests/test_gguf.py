@@ -93,6 +93,7 @@ def test_quantised_files_are_converted(single, tmp_path, dtype):
 
 
 RECORD = struct.pack("<I2QI", 2, 3, 2, 1)
+SECOND = struct.pack("<IQIQ", 1, 2, 0, 64)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,8 @@ RECORD = struct.pack("<I2QI", 2, 3, 2, 1)
         (lambda d: d.replace(struct.pack("<II", 4, 64), struct.pack("<II", 4, 48)), "alignment is 48"),
         (lambda d: d.replace(RECORD, struct.pack("<I2QI", 2, 3, 2, 12)), "found GGUF type 12"),
         (lambda d: d.replace(RECORD, struct.pack("<I2QI", 2, 1 << 60, 2, 1)), "found shape"),
+        (lambda d: d.replace(RECORD, struct.pack("<I2QI", 2, 0, 1 << 60, 1)), "found shape"),
+        (lambda d: d.replace(SECOND, struct.pack("<IQIQ", 1, 2, 0, 0)), "overlaps the one before it"),
         (lambda d: d.replace(RECORD, struct.pack("<I2QI", 2, 3, 2, 8)), "multiple of 32"),
     ],
 )

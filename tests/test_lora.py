@@ -11,7 +11,7 @@ from bench.make_random_model import write_model
 from sd_numba.convert import convert
 from sd_numba.describe import describe
 from sd_numba.errors import InputError, ModelError
-from sd_numba.lora import Modules, find_lora, read_lora, split_tags, split_weight
+from sd_numba.lora import Modules, read_lora
 from sd_numba.model import expected_shapes
 from sd_numba.pipeline import StableDiffusionPipeline
 from sd_numba.single_file import unet_names
@@ -133,6 +133,42 @@ def test_peft_with_its_settings(folder, tmp_path):
     assert relative_error(half, expected) < 1e-4
 
 
+def test_an_adapter_of_peft_with_its_configuration(folder, tmp_path):
+    updates = {key: (up, down, 6.0) for key, (up, down, _) in random_updates(folder).items() if key[0] == "unet"}
+    (tmp_path / "adapter").mkdir()
+    tensors = {name.replace("unet.", "base_model.model."): x for name, x in peft(updates).items()}
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6}))
+    expected = run(merged(folder, tmp_path / "m", updates))
+    found = run(folder, (tmp_path / "adapter" / "adapter_model.safetensors", 1.0))
+    assert relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float16])
+def test_alphas_of_other_dtypes(folder, tmp_path, dtype):
+    tensors = kohya(random_updates(folder))
+    save_file(tensors, tmp_path / "a.safetensors")
+    changed = {name: x.astype(dtype) if name.endswith(".alpha") else x for name, x in tensors.items()}
+    save_file(changed, tmp_path / "b.safetensors")
+    np.testing.assert_array_equal(*(run(folder, (tmp_path / f"{name}.safetensors", 1.0)) for name in "ab"))
+
+
+def test_weights_that_are_none(folder, tmp_path):
+    save_file(kohya(random_updates(folder)), tmp_path / "a.safetensors")
+    for weight in (float("nan"), 1e40, "0.5"):
+        with pytest.raises(InputError, match="expected -1000 to 1000"):
+            run(folder, (tmp_path / "a.safetensors", weight))
+
+
+def test_another_weight_in_the_text_encoder(folder, tmp_path):
+    updates = random_updates(folder)
+    save_file(kohya(updates), tmp_path / "a.safetensors")
+    only = {key: value for key, value in updates.items() if key[0] == "text_encoder"}
+    pipe = StableDiffusionPipeline.from_pretrained(folder, weights="mmap")
+    pipe.load_lora_weights(tmp_path / "a.safetensors", 0, text_encoder_weight=0.5)
+    assert relative_error(latents(pipe), run(merged(folder, tmp_path / "m", only, 0.5))) < 1e-4
+
+
 def test_rank_stabilised(folder, tmp_path):
     updates = {key: (up, down, 6.0) for key, (up, down, _) in random_updates(folder).items()}
     settings = {f"{part}.{key}": value for part in PARTS for key, value in (("lora_alpha", 6), ("use_rslora", True))}
@@ -219,8 +255,16 @@ DOWN, UP = "lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weig
         ({DOWN: (2, 4, 3, 3)}, "has only down, expected up and down"),
         ({DOWN: (2, 9), UP: (32, 2)}, "made for another model"),
         ({DOWN: (2, 4, 3, 3), UP: (9, 2)}, "made for another model"),
-        ({DOWN: (2, 4, 3, 3), UP: (32, 3)}, "made for another model"),
-        ({DOWN: (0, 4, 3, 3), UP: (32, 0)}, "made for another model"),
+        ({DOWN: (2, 4, 3, 3), UP: (32, 3)}, "which do not fit"),
+        ({DOWN: (0, 4, 3, 3), UP: (32, 0)}, "which do not fit"),
+        ({DOWN: (2, 4, 3, 3), UP: (32, 2), "lora_unet_conv_in.alpha": (7,)}, "which do not fit"),
+        ({DOWN: (2, 4), UP: (32, 2), "lora_unet_conv_in.lora_mid.weight": (3, 2, 3, 3)}, "which do not fit"),
+        ({DOWN: (2, 4), UP: (32, 3), "lora_unet_conv_in.lora_mid.weight": (3, 2, 9, 9)}, "made for another model"),
+        ({DOWN: (), UP: ()}, "which do not fit"),
+        (
+            {f"lora_te_text_model_embeddings_token_embedding.lora_{part}.weight": (64, 64) for part in ("up", "down")},
+            "none of its modules is in this",
+        ),
         (
             {"lora_te2_x.lora_down.weight": (2, 9), "lora_te2_x.lora_up.weight": (9, 2)},
             "none of its modules is in this",
@@ -259,34 +303,6 @@ def test_info(folder, tmp_path):
     text = describe(tmp_path / "a.safetensors")
     assert "LoRA: " in text and "text_encoder: 12, of rank 3" in text and "name: style" in text
     assert "convolutions (LoCon)" in text
-
-
-def test_tags():
-    assert split_tags("a cat <lora:style:0.8> on a beach<lora:other>") == (
-        "a cat  on a beach", [("style", 0.8), ("other", 1.0)],
-    )  # fmt: skip
-    assert split_tags("a cat <lora:style:-1.5>")[1] == [("style", -1.5)]
-    assert split_tags("<b> no tag") == ("<b> no tag", [])
-    for wrong in ("<lora:style:big>", "<lora:style:nan>"):
-        with pytest.raises(InputError, match="expected a number"):
-            split_tags(wrong)
-
-
-def test_files_and_weights(tmp_path):
-    assert split_weight("a.safetensors:0.5") == ("a.safetensors", 0.5)
-    assert split_weight("a.safetensors") == ("a.safetensors", 1.0)
-    with pytest.raises(InputError, match="expected a number"):
-        split_weight("a.safetensors:x")
-    (tmp_path / "odd:1").write_bytes(b"")
-    assert split_weight(str(tmp_path / "odd:1")) == (str(tmp_path / "odd:1"), 1.0)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "style.safetensors").write_bytes(b"")
-    for name in ("style", "style.safetensors", str(tmp_path / "sub" / "style.safetensors")):
-        assert find_lora(name, tmp_path) == tmp_path / "sub" / "style.safetensors"
-    with pytest.raises(InputError, match="none of that name"):
-        find_lora("none", tmp_path)
-    with pytest.raises(InputError, match="--lora-dir"):
-        find_lora("none", None)
 
 
 def test_read_lora_keeps_what_is_stored(tmp_path):

@@ -279,7 +279,7 @@ def test_folders_without_weights(tmp_path):
         (b"\x08\0\0", "not a safetensors file, or a truncated one"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
         (b"PK\x03\x04" + b"\0" * 99, "PyTorch pickle"),
-        (b"\x80\x02}q\0(X\x0a\0\0\0state_dict", "safe_serialization=True"),
+        (b"\x80\x02}q\0(X\x0a\0\0\0state_dict", "torch.load(OLD, weights_only=True)"),
         (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
         (b"\n <html>", "web page"),
         (b"GGUF" + b"\0" * 99, "GGUF"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,22 @@ from ..errors import SdNumbaError
 EXAMPLE = 'sd-numba generate "a red apple on a blue background"'
 
 
+# Our own errors say in one line what is wrong with a path; click's take four.
+ANY_PATH = click.Path(readable=False)
+
+
+def printable(text: str) -> str:
+    """Text from a file, for a terminal: control characters, with which files could command it, are shown as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class Group(click.Group):
     """Turns the errors that are meant for users into one line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command; SIGTERM ends it like an error, so that nothing unfinished stays."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             return super().invoke(ctx)
         except SdNumbaError as error:
@@ -87,7 +99,7 @@ def _ctrl_c_kept() -> Iterator[Callable[[], None]]:
 
 def model_argument(command: Any) -> Any:
     """Add the argument MODEL."""
-    return click.argument("model", required=False, type=click.Path())(command)
+    return click.argument("model", required=False, type=ANY_PATH)(command)
 
 
 def threads_option(command: Any) -> Any:

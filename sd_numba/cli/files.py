@@ -6,17 +6,20 @@ import logging
 import os
 import shlex
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import click
 
 from ..check import check_model
+from ..checkpoint import kind_of
 from ..convert import convert as convert_model
 from ..describe import describe
 from ..download import DEFAULT_MODEL, SYNONYMS, VARIANTS, download_model, shortest_name
+from ..errors import ModelError
+from ..headers import read_header
 from ..storage import DTYPES
-from .common import EXAMPLE, model_argument
+from .common import ANY_PATH, EXAMPLE, model_argument, printable
 
 
 @click.command()
@@ -45,12 +48,16 @@ def download(model: str, to: str | None, **options: Any) -> None:
         click.echo("\nstopped by Ctrl-C; run the same command again, it goes on where it stopped", err=True)
         sys.exit(130)
     click.echo(f"{model} is in {path}")
-    click.echo(f"Use it: {EXAMPLE} --model {shlex.quote(shortest_name(model, path))}")
+    option = "--model"
+    if path.is_file():
+        with suppress(ModelError):
+            option = kind_of(read_header(path)).option or option
+    click.echo(f"Use it: {EXAMPLE} {option} {shlex.quote(shortest_name(model, path))}")
 
 
 @click.command("convert")
-@click.argument("source", type=click.Path())
-@click.argument("target", type=click.Path())
+@click.argument("source", type=ANY_PATH)
+@click.argument("target", type=ANY_PATH)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all weights.  [default: as they are stored]")
 def convert(source: str, target: str, dtype: str | None) -> None:
     """Write the model SOURCE as TARGET, in another dtype or layout.
@@ -76,23 +83,23 @@ def _gigabytes(bytes_of: tuple[int, int] | None) -> str | None:
 @click.command()
 @model_argument
 def test(model: str | None) -> None:
-    """Check the files of MODEL (by default the embedded model).
+    """Check the files of MODEL (by default the embedded model), or of a LoRA, a VAE, an embedding.
 
     Names, shapes, dtypes and counts of its tensors, and every value for NaN; the exit status says whether it is sound.
     """
     sound = True
     for report in check_model(model):
-        click.echo(str(report))
+        click.echo(printable(str(report)))
         sound &= report.ok
     if not sound:
-        raise click.ClickException("the model is damaged or incomplete; download it again")
+        raise click.ClickException("not sound, see above; download it again if it should be")
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=ANY_PATH)
 def info(file: str) -> None:
     """Say what a picture or a model is.
 
-    How a picture was made (from the text in its PNG file), or what a safetensors file or a model's folder holds.
+    How a picture was made (from the text in its PNG file), or what a model's file or folder holds.
     """
-    click.echo(describe(file))
+    click.echo(printable(describe(file)))

@@ -17,14 +17,12 @@ from kernels.peak import measure_peak
 
 from .. import __version__, profiler
 from ..arguments import resolve_seeds
-from ..embedding import find_embeddings
 from ..errors import InputError
-from ..lora import find_lora, split_tags, split_weight
 from ..metadata import Parameters, check_output, model_hash, sampler_title, save_png
 from ..pipeline import PRECISIONS, TILINGS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
 from ..samplers import SAMPLER_NAMES
-from ..tokenizer import whole_word
-from .common import EXAMPLE, threads_option, warm_up
+from .additions import load_embeddings, load_loras
+from .common import ANY_PATH, EXAMPLE, threads_option, warm_up
 
 SPACINGS = ("normal", "karras", "exponential")
 MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
@@ -35,13 +33,11 @@ MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhau
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, instead of the argument.")
 @click.option("-n", "--negative-prompt", default="", metavar="TEXT", help="What to steer away from.")
 @click.option(
-    "-m", "--model", type=click.Path(),
+    "-m", "--model", type=ANY_PATH,
     help="Folder in diffusers layout, .safetensors file, or id of a downloaded model.  [default: embedded model]",
 )  # fmt: skip
-@click.option("--vae", type=click.Path(), help="Another VAE than the model's own: a .safetensors file or a folder.")
-@click.option(
-    "--taesd", type=click.Path(), help="File or folder of a tiny autoencoder: decodes in a fraction of the time."
-)
+@click.option("--vae", type=ANY_PATH, help="Another VAE than the model's own: a .safetensors file or a folder.")
+@click.option("--taesd", type=ANY_PATH, help="File or folder of a tiny autoencoder: decodes in a fraction of the time.")
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
     help="A LoRA or LoCon (.safetensors); may be given several times.",
@@ -49,11 +45,11 @@ MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhau
 @click.option(
     "--lora-dir",
     "--lora-model-dir",
-    type=click.Path(),
+    type=ANY_PATH,
     help="Folder of the LoRAs that <lora:NAME:WEIGHT> in prompts means.",
 )
 @click.option(
-    "--embedding-dir", "--embd-dir", type=click.Path(),
+    "--embedding-dir", "--embd-dir", type=ANY_PATH,
     help="Folder of textual inversion embeddings; the name of a file in a prompt stands for it.",
 )  # fmt: skip
 @click.option("-o", "--output", default="output.png", show_default=True, help="File; may hold {seed} or %03d.")
@@ -115,7 +111,8 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
         options["model"], precision=options["precision"], vae=options["vae"], taesd=options["taesd"]
     )
     pipe.vae_tiling = options["vae_tiling"]
-    text, noted = _load_additions(pipe, prompt, options)
+    text, noted = load_loras(pipe, options["loras"], options["lora_dir"], prompt)
+    load_embeddings(pipe, options["embedding_dir"], text, options["negative_prompt"])
     stages = {"load": time.perf_counter() - start}
     options["steps"] = options["steps"] if options["steps"] is not None else pipe.defaults["num_inference_steps"]
     options["scale"] = options["scale"] if options["scale"] is not None else pipe.defaults["guidance_scale"]
@@ -142,19 +139,6 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
     if options["verbose"]:
         for stage, seconds in stages.items():
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
-
-
-def _load_additions(pipe: StableDiffusionPipeline, prompt: str, options: dict[str, Any]) -> tuple[str, str]:
-    """Load LoRAs and embeddings; gives the prompt without tags, and with a tag for every LoRA, to be noted."""
-    text, tagged = split_tags(prompt)
-    given = [split_weight(lora) for lora in options["loras"]]
-    for name, weight in (*given, *tagged):
-        pipe.load_lora_weights(find_lora(name, options["lora_dir"]), weight)
-    if options["embedding_dir"] is not None:
-        for word, path in find_embeddings(options["embedding_dir"]).items():
-            if any(whole_word(word).search(t) for t in (text, options["negative_prompt"])):
-                pipe.load_textual_inversion(path)
-    return text, prompt + "".join(f" <lora:{Path(name).stem}:{weight:g}>" for name, weight in given)
 
 
 def _request(pipe: StableDiffusionPipeline, prompt: str, seed: int, sampler: str, options: dict[str, Any]) -> Any:
@@ -267,6 +251,7 @@ def _metadata(
         "Size": f"{width}x{height}",
         "Model hash": model_hash(pipe.unet_files),
         "Model": pipe.name,
+        **({"VAE": Path(options["taesd"] or options["vae"]).name} if options["taesd"] or options["vae"] else {}),
         "RNG": options["rng"].upper(),
         "Version": f"sd-numba {__version__}",
     }
