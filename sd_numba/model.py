@@ -213,8 +213,9 @@ def _open_file(path: Path, needs_vae: bool) -> Model:
     kind = kind_of(header)
     if missing or not kind.supported:
         lacks = f" without tensors {_listed([f'{prefix}*' for prefix in missing], 'and')}" if missing else ""
+        advice = "; give it a VAE with --vae" if missing == [single_file.VAE] else kind.advice
         raise ModelError(
-            f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{kind.advice}"
+            f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{advice}"
         )
     quantised = next((info.dtype for info in header.values() if info.dtype in BLOCKS), None)
     if quantised:
