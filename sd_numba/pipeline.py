@@ -39,7 +39,7 @@ TILINGS = ("auto", "on", "off")
 OUTPUT_TYPES = ("pil", "np", "latent")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
 # Of anonymous memory that decoding takes for a pixel, measured on SD 1.5: as a whole, in strips, by a tiny autoencoder.
-DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1000, 400
+DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1200, 400
 ROOMY = 0.75  # of the available memory may be filled by decoding as a whole, if tiling is `auto`
 MAX_LORA_WEIGHT = 1000
 TEXTS = 8  # prompts that go through the text encoder together, at most
