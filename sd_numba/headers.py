@@ -70,7 +70,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     if _is_gguf(Path(path)):
         return {}
     texts = _load_header(Path(path))[0].get("__metadata__")
-    return {k: v for k, v in texts.items() if isinstance(v, str)} if isinstance(texts, dict) else {}
+    pairs = texts.items() if isinstance(texts, dict) else ()
+    return {_unicode(key): _unicode(text) for key, text in pairs if isinstance(text, str)}
+
+
+def _unicode(text: str) -> str:
+    """Replace halves of characters, which JSON can hold but nothing can print."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int]:

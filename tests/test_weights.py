@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import kernels
 from sd_numba.errors import ModelError
-from sd_numba.headers import read_header
+from sd_numba.headers import read_header, read_metadata
 from sd_numba.layers import Embedding, Linear
 from sd_numba.weights import ShapeRecorder, Weights, find_nonfinite
 
@@ -387,3 +387,14 @@ def test_every_truncation_is_noticed(tmp_path):
     for size in range(len(whole)):
         (tmp_path / "w.safetensors").write_bytes(whole[:size])
         fault(Weights.open, tmp_path / "w.safetensors")
+
+
+def test_metadata(tmp_path):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = {"__metadata__": {"a": "b", "c": 3, "d": "x\ud800"}, "w": entry}
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    assert read_metadata(tmp_path / "a.safetensors") == {"a": "b", "d": "x?"}
+    text = text.replace(b'"w"', b'"w\\ud800"')
+    (tmp_path / "b.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    assert "not Unicode text" in fault(Weights.open, tmp_path / "b.safetensors")
