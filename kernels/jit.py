@@ -13,10 +13,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # Reassociation lets sums and products of elementwise loops vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 
+_FEW = 4  # kernels from which a second process is worth starting
 _registry: dict[str, Kernel] = {}
 _launch_lock = threading.Lock()
 
@@ -194,8 +198,46 @@ inline_fast = numba.njit(fastmath=FAST, error_model="numpy")
 
 
 def warmup() -> Iterator[tuple[int, int, str]]:
-    """Compile the kernels that are not yet in the cache for this CPU; yields (index, total, name) before each."""
+    """Compile the kernels that are not yet in the cache for this CPU; yields (index, total, name) before each.
+
+    If there are a few of them, a second process compiles every other one into the cache meanwhile.
+    """
     names = [name for name, made in _registry.items() if not made.ready]
-    for index, name in enumerate(names):
-        yield index, len(names), name
+    ours, theirs = names, list[str]()
+    if len(names) >= _FEW and isa.physical_cores() > 1 and cache_folder() is not None:
+        ours, theirs = names[::2], names[1::2]
+    with _compiling_elsewhere(theirs) as process:
+        for index, name in enumerate([*ours, *theirs]):
+            yield index, len(names), name
+            while index >= len(ours) and process and process.poll() is None and not _registry[name].ready:
+                time.sleep(0.05)
+            _registry[name].compile()
+
+
+@contextmanager
+def _compiling_elsewhere(names: list[str]) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Compile kernels in a process of its own, which ends with the block; what it fails to do is left undone."""
+    if not names:
+        yield None
+        return
+    # The first entry of the path is the working folder, which may hold anything: ours takes its place.
+    code = "import sys; sys.path[0] = sys.argv[1]; from kernels import jit; jit.compile_kernels(sys.argv[2:])"
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(Path(__file__).resolve().parents[1]), *names],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    except OSError:
+        yield None
+        return
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def compile_kernels(names: Sequence[str]) -> None:
+    """Compile kernels into the cache, in this order."""
+    for name in names:
         _registry[name].compile()

@@ -171,6 +171,35 @@ def test_warmup_compiles_what_is_missing(monkeypatch):
     assert list(kernels.warmup()) == []
 
 
+def test_two_processes_compile_all(tmp_path):
+    """Each kernel is in the cache afterwards; the second process's share is loaded from there."""
+    code = (
+        "from kernels import jit; import kernels\n"
+        "for n in [n for n in jit._registry if n not in ('geglu', 'layer_norm', 'group_norm', 'pack_transposed')]:\n"
+        "    del jit._registry[n]\n"
+        "print(sorted(name for *_, name in kernels.warmup()), all(made.ready for made in jit._registry.values()))\n"
+        "print(list(kernels.warmup()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout.splitlines() == ["['geglu', 'group_norm', 'layer_norm', 'pack_transposed'] True", "[]"]
+
+
+def test_a_second_process_that_fails_is_replaced(monkeypatch):
+    class Fake:
+        ready = False
+
+        def compile(self):
+            self.ready = True
+
+    registry = {f"no such kernel {i}": Fake() for i in range(6)}
+    monkeypatch.setattr(jit, "_registry", registry)
+    monkeypatch.setattr(jit, "cache_folder", lambda: "somewhere")
+    monkeypatch.setattr(jit.isa, "physical_cores", lambda: 2)
+    assert [index for index, *_ in kernels.warmup()] == list(range(6))
+    assert all(made.ready for made in registry.values())
+
+
 def test_every_kernel_is_registered_under_its_name():
     assert set(jit._registry) >= {"multiply", "pack", "attend", "group_norm", "layer_norm", "activate", "geglu"}
     assert all(name == made.name for name, made in jit._registry.items())
