@@ -18,7 +18,7 @@ from .samplers import make_sampler, sampler_name_from_config
 from .taesd import open_taesd
 from .tensors import TensorInfo
 from .text_encoder import TextEncoderConfig
-from .weights import Weights, find_nonfinite
+from .weights import Weights, find_nonfinite, take_all
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _check_network(model: Model, component: str) -> Report:
     except ModelError as error:
         return Report(component, "", (str(error),))
     try:
-        _take_all(weights, expected_shapes(component, getattr(model, component)))
+        take_all(weights, expected_shapes(component, getattr(model, component)))
     except ModelError as error:
         faults.append(str(error))
     faults += _nonfinite(weights)
@@ -104,7 +104,7 @@ def _check_file(path: Path, header: dict[str, TensorInfo]) -> Report:
             group_names(path, header)
         elif kind.option == "--vae":
             config, opener = open_vae(path)
-            _take_all(opener(), expected_shapes("vae", config))
+            take_all(opener(), expected_shapes("vae", config))
         elif kind.option == "--taesd":
             open_taesd(path)
         elif kind.option == "--embedding-dir":
@@ -115,13 +115,6 @@ def _check_file(path: Path, header: dict[str, TensorInfo]) -> Report:
         faults.append(str(error))
     faults += _nonfinite(Weights.select(path, header))
     return Report(kind.title, str(Contents.of(header.values())), tuple(faults))
-
-
-def _take_all(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ModelError unless the weights are those of these names and shapes."""
-    for name, shape in shapes.items():
-        weights.take(name, shape)
-    weights.finish()
 
 
 def _check_scheduler(model: Model) -> Report:

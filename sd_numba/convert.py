@@ -22,7 +22,7 @@ from .tensors import map_file, tensor_view
 from .text_encoder import TextEncoderConfig
 from .unet import UNetConfig
 from .vae import VaeConfig
-from .weights import Weights
+from .weights import Weights, take_all
 
 WEIGHT_FILES = {
     "text_encoder": "model.safetensors",
@@ -100,9 +100,7 @@ def _component(model: Model, component: str) -> dict[str, Entry]:
     """Give the tensors that a network needs, under diffusers' names."""
     weights = model.weights(component)
     shapes = expected_shapes(component, getattr(model, component))
-    for name, shape in shapes.items():
-        weights.take(name, shape)
-    weights.finish()
+    take_all(weights, shapes)
     return {name: _entry(weights, name, shape) for name, shape in shapes.items()}
 
 
@@ -110,9 +108,8 @@ def single_tensors(model: Model) -> dict[str, Entry]:
     """Give a model's tensors under their names in a single file, if such a file can hold this model."""
     openclip = _check_fits_single(model)
     unet, vae = UNetConfig.from_dict(model.unet), VaeConfig.from_dict(model.vae)
-    crossed = [kind == "CrossAttnDownBlock2D" for kind in unet.down_block_types]
     names = {
-        "unet": single_file.unet_names(unet.layers_per_block, crossed),
+        "unet": single_file.unet_names_of(unet),
         "vae": single_file.vae_names(len(vae.block_out_channels), vae.layers_per_block),
     }
     result = {}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DownloadError, InputError, SdNumbaError
+from .storage import digest_file
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOVED = {"runwayml/stable-diffusion-v1-5": DEFAULT_MODEL}
@@ -46,10 +47,7 @@ class HubFile:
             digest = hashlib.sha256()
         else:
             digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        block = memoryview(bytearray(1 << 20))
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(block):
-                digest.update(block[:size])
+        digest_file(digest, path)
         return digest.hexdigest() == self.checksum
 
 

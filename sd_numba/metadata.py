@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from kernels.jit import user_cache
 
 from .errors import InputError
 from .samplers import DISPLAY_NAMES
+from .storage import digest_file, unfinished
 
 KEYWORD = "parameters"
 NEGATIVE = "Negative prompt: "
@@ -171,15 +171,10 @@ def save_png(
             with path.open("wb") as file:
                 picture.save(file, "PNG", pnginfo=info)
             return
-        temporary = path.with_name(f".sd-numba-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                picture.save(file, "PNG", pnginfo=info)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with unfinished(path, Path.unlink, replace=True) as temporary, temporary.open("xb") as file:
+            picture.save(file, "PNG", pnginfo=info)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -228,9 +223,6 @@ def model_hash(files: Sequence[Path]) -> str:
 
 def _sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    block = memoryview(bytearray(1 << 20))
     for path in files:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(block):
-                digest.update(block[:size])
+        digest_file(digest, path)
     return digest.hexdigest()

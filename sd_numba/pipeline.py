@@ -26,7 +26,7 @@ from .lora import Modules, read_lora
 from .model import NETWORKS, V_SIZE, Model, open_model
 from .noise import make_noise
 from .samplers import SAMPLER_NAMES, Sampler, canonical_sampler_name, make_sampler, sampler_name_from_config
-from .single_file import Names, unet_names
+from .single_file import unet_names_of
 from .taesd import TinyVae, taesd_files
 from .text_encoder import TextEncoder
 from .unet import EncodedContext, UNet
@@ -288,7 +288,7 @@ class StableDiffusionPipeline:
             if not isinstance(value, int | float | np.number) or not abs(value) <= MAX_LORA_WEIGHT:
                 raise InputError(f"LoRA {path}: found weight {value!r:.40}, expected -1000 to 1000, usually 0 to 1")
         shapes = {p: {name: self._weights[p].info(name).shape for name in self._weights[p].names()} for p in weights}
-        for update in read_lora(path, Modules(shapes, self._single_names())):
+        for update in read_lora(path, Modules(shapes, unet_names_of(self.unet.config))):
             scale = float(weights[update.network]) * update.scale
             self._weights[update.network].add_updates(update.module, update.up, update.down, scale)
         for part in weights:
@@ -299,10 +299,6 @@ class StableDiffusionPipeline:
         for part in ("text_encoder", "unet"):
             self._weights[part].clear_updates()
             self._build(part)
-
-    def _single_names(self) -> Names:
-        config = self.unet.config
-        return unet_names(config.layers_per_block, [kind == "CrossAttnDownBlock2D" for kind in config.down_block_types])
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> None:
         """Let a word in prompts stand for the vectors of a textual inversion embedding.
@@ -326,24 +322,6 @@ class StableDiffusionPipeline:
         self.tokenizer.add_word(Path(path).stem if token is None else token, range(first, first + len(vectors)))
         self._vectors = np.concatenate([self._vectors, vectors])
         self._build("text_encoder")
-
-    def _find_prediction_type(self) -> None:
-        """Tell noise from velocity by what the UNet makes of grey latents at the noisiest timestep.
-
-        There the noise to predict is about the latents, the velocity far below them: AUTOMATIC1111's web UI tells the
-        models of family 2.x apart so, with the same numbers.
-        """
-        config = self.unet.config
-        grey = np.full((1, config.in_channels, 8, 8), 0.5, np.float32)
-        context = np.full((1, 2, config.cross_attention_dim), 0.5, np.float32)
-        velocity = float(np.mean(self.unet(grey, 999, context) - grey)) < -1
-        self.scheduler_config = {
-            **self.scheduler_config,
-            "prediction_type": "v_prediction" if velocity else "epsilon",
-        }
-        if velocity:
-            self._configs["unet"] = replace(config, sample_size=V_SIZE)
-            self._build("unet")
 
     @property
     def unet_files(self) -> list[Path]:

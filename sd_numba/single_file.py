@@ -18,6 +18,7 @@ from typing import Any
 from .checkpoint import canonical_name
 from .errors import ModelError
 from .tensors import TensorInfo
+from .unet_config import UNetConfig
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 EMA = "model_ema."  # averages that training keeps
@@ -117,6 +118,11 @@ def unet_names(layers: Sequence[int], crossed: Sequence[bool]) -> Names:
                 modules[f"output_blocks.{n}.{1 + crossed[level]}.conv"] = f"up_blocks.{block}.upsamplers.0.conv"
             n += 1
     return Names(modules, UNET_PARTS)
+
+
+def unet_names_of(config: UNetConfig) -> Names:
+    """Give the names of a UNet of this configuration."""
+    return unet_names(config.layers_per_block, [kind == "CrossAttnDownBlock2D" for kind in config.down_block_types])
 
 
 def vae_names(levels: int, layers: int) -> Names:

@@ -1,6 +1,4 @@
-"""Writing safetensors files, a block at a time, so that memory holds next to nothing.
-
-A file or folder appears under its name only when it is complete.
+"""Files as a whole: written completely or not at all, digested; safetensors files written a block at a time.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -130,21 +128,30 @@ def check_space(target: Path, nbytes: int) -> None:
         raise InputError(f"{target}: needs {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB of the disk are free; make room")
 
 
+def digest_file(digest: Any, path: Path) -> None:
+    """Add a file's bytes to a digest of `hashlib`."""
+    block = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+
+
 @contextmanager
-def unfinished(target: Path, remove: Callable[[Path], Any]) -> Iterator[Path]:
+def unfinished(target: Path, remove: Callable[[Path], Any], replace: bool = False) -> Iterator[Path]:
     """Give a name to write to, which becomes the target's if nothing fails, and is removed if something does.
 
     Raises
     ------
     InputError
-        The file or folder cannot be written, or somebody else has made the target meanwhile.
+        The file or folder cannot be written, or somebody else has made the target meanwhile, unless it may `replace`
+        that.
     """
     path = target.with_name(f".sd-numba-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield path
-        if os.path.lexists(target):
+        if os.path.lexists(target) and not replace:
             raise InputError(f"{target}: exists already; choose another name or remove it")
-        os.rename(path, target)
+        os.replace(path, target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:

@@ -260,6 +260,19 @@ class ShapeRecorder:
         """Do nothing: there is nothing to compare with."""
 
 
+def take_all(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Make sure that weights are those of these names and shapes, and no others.
+
+    Raises
+    ------
+    ModelError
+        As of ``Weights.finish``.
+    """
+    for name, shape in shapes.items():
+        weights.take(name, shape)
+    weights.finish()
+
+
 def find_nonfinite(weights: Weights) -> Iterator[tuple[str, int]]:
     """Yield ``(name, count)`` for every tensor that holds NaN or infinite values.
 
