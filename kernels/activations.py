@@ -10,8 +10,9 @@ import numpy as np
 from numba import carray, prange
 
 from kernels.arrays import address, check_array, output
+from kernels.emit import EXP2_COEFFICIENTS
 from kernels.jit import inline_fast, kernel
-from kernels.simd import EXP2_COEFFICIENTS, float_pointer
+from kernels.simd import float_pointer
 
 _C0, _C1, _C2, _C3, _C4, _C5 = EXP2_COEFFICIENTS
 _LOG2_E = np.float32(np.log2(np.e))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kernels.emit import BFLOAT16, E4M3, E5M2, FLOAT16, FLOAT32, LANES
 from kernels.memory import empty
-from kernels.simd import BFLOAT16, E4M3, E5M2, FLOAT16, FLOAT32, LANES
 
 # How results go to an output, flags: `ADD` and `PAST_CACHES` exclude each other, `RELU` comes after what is added.
 WRITE, ADD, PAST_CACHES, RELU = 0, 1, 2, 4
@@ -40,17 +40,18 @@ def check_array(name: str, array: np.ndarray, ndim: int | Sequence[int] | None =
 
 
 def check_weight(name: str, weight: np.ndarray, ndim: int) -> int:
-    """Raise unless `weight` is a stored weight; return how it is stored (a ``kind`` of `kernels.simd`)."""
+    """Raise unless `weight` is a stored weight; return how it is stored (a ``kind`` of `kernels.emit`)."""
     if not isinstance(weight, np.ndarray):
         raise TypeError(f"{name}: found {type(weight).__name__}, expected a NumPy array or a packed weight")
-    kind = _kind(name, weight)
+    kind = kind_of(name, weight)
     _check_layout(name, weight, ndim)
     if not weight.size:
         raise ValueError(f"{name}: found an empty weight {weight.shape}, expected at least one value")
     return kind
 
 
-def _kind(name: str, weight: np.ndarray) -> int:
+def kind_of(name: str, weight: np.ndarray) -> int:
+    """Return how a weight is stored (a ``kind`` of `kernels.emit`), or raise if its dtype is not one of weights."""
     kind = _KINDS.get(weight.dtype)
     if kind is None:
         raise TypeError(
@@ -58,6 +59,17 @@ def _kind(name: str, weight: np.ndarray) -> int:
             "float8_e4m3 or float8_e5m2 of kernels"
         )
     return kind
+
+
+def check_values(values: np.ndarray) -> None:
+    """Raise unless `values` are those of a quantized weight."""
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"values: found {type(values).__name__}, expected a NumPy array")
+    if values.dtype != np.int8:
+        raise TypeError(f"values: found dtype {values.dtype}, expected int8")
+    _check_layout("values", values, (2, 4))
+    if not values.size:
+        raise ValueError(f"values: found an empty weight {values.shape}, expected at least one value")
 
 
 def _check_layout(name: str, array: np.ndarray, ndim: int | Sequence[int] | None) -> None:
@@ -140,7 +152,7 @@ def widen(w: np.ndarray) -> np.ndarray:
     """
     if not isinstance(w, np.ndarray):
         raise TypeError(f"w: found {type(w).__name__}, expected a NumPy array")
-    kind = _kind("w", w)
+    kind = kind_of("w", w)
     if kind in {E4M3, E5M2}:
         return _widen_float8(w.view(np.uint8), kind)
     if kind == BFLOAT16:
@@ -148,6 +160,31 @@ def widen(w: np.ndarray) -> np.ndarray:
         wide <<= np.uint32(16)
         return wide.view(np.float32)
     return np.array(w, np.float32, order="C")
+
+
+def narrow(x: np.ndarray) -> np.ndarray:
+    """Return float32 as bfloat16, rounded to the nearest, ties to even: the opposite of `widen`.
+
+    Parameters
+    ----------
+    x : ndarray
+        Float32.
+
+    Returns
+    -------
+    ndarray
+        Uint16 bits of bfloat16, C-contiguous, same shape.
+
+    Raises
+    ------
+    TypeError
+        If x is no array or its dtype is another one.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise TypeError(f"x: found {getattr(x, 'dtype', type(x).__name__)}, expected a NumPy array of float32")
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def _widen_float8(codes: np.ndarray, kind: int) -> np.ndarray:

@@ -25,31 +25,26 @@ from functools import lru_cache
 import numpy as np
 from numba import carray, prange
 
+from kernels import isa
 from kernels.arrays import address, check_array, output
+from kernels.emit import BFLOAT16, FLOAT32, LANES
 from kernels.jit import inline, inline_exact, kernel, threads
 from kernels.memory import scratch
-from kernels.packing import pack_columns
-from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_rows
-from kernels.simd import (
-    FLOAT32,
-    LANES,
-    choose,
-    exp2,
-    float_pointer,
-    highest,
-    load,
+from kernels.packing import check_precision, pack_columns, pack_pairs
+from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_pairs, product_rows
+from kernels.simd import choose, exp2, float_pointer, highest, load, maximum, next_task, pair, splat, store
+from kernels.tiles import (
     load_transposed,
-    maximum,
-    next_task,
     row_addresses,
-    splat,
-    store,
+    tile_dot_bf16,
     tile_fma,
+    tile_pair,
     tile_scatter,
     tile_store,
     tile_weights,
     tile_zero,
 )
+from kernels.words import as_pairs, as_transposed_pairs
 
 _HUGE = np.float32(2.0**24)  # the sum of a block's weights from which on the peak moves
 _PANELS = 2  # panels of queries of a task, at most: they share the keys and values that they bring into the cache
@@ -69,7 +64,7 @@ def _pack_queries(q, stride, count, d, offsets, panel):
     """Transpose up to ``WIDTH`` queries into a panel, times log2(e) / sqrt(d): the softmax works in base 2."""
     for j in range(VECTORS):
         rows = max(0, min(LANES, count - j * LANES))
-        pack_columns(q + j * LANES * stride, stride, FLOAT32, rows, d, offsets, panel + j * LANES * 4)
+        pack_columns(q + j * LANES * stride, stride, FLOAT32, 0, rows, d, offsets, panel + j * LANES * 4)
     scale = splat(np.float32(math.log2(math.e) / math.sqrt(d)))
     for k in range(0, d * STRIDE, LANES * 4):
         store(panel + k, load(panel + k) * scale)
@@ -84,21 +79,42 @@ def _mask(scores, key0, keys, query0):
             row[j] = _MASKED
 
 
-@inline_exact
-def _weigh(key_rows, queries, scores, keys, d, peaks, added):
-    """Make the weights of a multiple of six keys for a whole panel of queries, with known peaks; add up their sums."""
-    for i in range(0, keys, SIX):
-        addresses = row_addresses(key_rows + 8 * i, SIX)
-        acc = tile_zero(SIX, VECTORS)
-        offset, panel = 0, queries
-        for _ in range(d // 2):
-            acc = tile_fma(acc, addresses, offset, panel)
-            acc = tile_fma(acc, addresses, offset + 4, panel + STRIDE)
-            offset += 8
-            panel += 2 * STRIDE
-        if d % 2:
-            acc = tile_fma(acc, addresses, offset, panel)
-        tile_store(tile_weights(acc, peaks, added), scores + i * STRIDE, STRIDE)
+def _make_weigh(multiply, pairs: bool):
+    """Make the function that makes a panel's weights of a multiple of six keys, with known peaks.
+
+    It adds up their sums. The queries are `depth` floats, or words; the weights become pairs if the products want them.
+    """
+
+    @inline_exact
+    def weigh(key_rows, queries, scores, keys, depth, peaks, added):
+        for i in range(0, keys, SIX):
+            addresses = row_addresses(key_rows + 8 * i, SIX)
+            acc = tile_zero(SIX, VECTORS)
+            offset, panel = 0, queries
+            for _ in range(depth // 2):
+                acc = multiply(acc, addresses, offset, panel)
+                acc = multiply(acc, addresses, offset + 4, panel + STRIDE)
+                offset += 8
+                panel += 2 * STRIDE
+            if depth % 2:
+                acc = multiply(acc, addresses, offset, panel)
+            weights = tile_weights(acc, peaks, added)
+            if pairs:
+                tile_store(tile_pair(weights), scores + i // 2 * STRIDE, STRIDE)
+            else:
+                tile_store(weights, scores + i * STRIDE, STRIDE)
+
+    return weigh
+
+
+@inline
+def _pair_weights(scores, keys, vectors):
+    """Put the weights of each two keys together, in place."""
+    zero = splat(np.float32(0))
+    for i in range(0, keys, 2):
+        for j in range(0, vectors * LANES * 4, LANES * 4):
+            second = load(scores + (i + 1) * STRIDE + j) if i + 1 < keys else zero
+            store(scores + i // 2 * STRIDE + j, pair(load(scores + i * STRIDE + j), second))
 
 
 @inline
@@ -174,22 +190,20 @@ def _write(sums, norm, d, out, stride, count, table, spill):
                         target[m] = source[m]
 
 
-@kernel(17)
-def _attend(
-    q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, buffers, buffer_bytes, workers
-):
-    """Attention of groups of `group` panels of queries.
+def _make_work(multiply, product_rows, pairs: bool):
+    """Make what a worker does, see `_attend`: tasks until there are none left."""
+    weigh = _make_weigh(multiply, pairs)
 
-    A worker's buffer holds panels of queries (d rows each), scores (key_block rows), sums (d rows a panel), the running
-    peaks and norms (a row a panel each), and a row for a block's sums of weights; scores and sums have some rows more,
-    as `product_rows` and `_write` demand.
-    """
-    d, stride = c // heads, c * 4
-    sum_rows = (d + LANES - 1) // LANES * LANES + SIX
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        queries = buffers + worker * buffer_bytes
-        scores = queries + group * d * STRIDE
+    @inline
+    def work(
+        q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, value_words, buffer, counter
+    ):
+        d, stride = c // heads, c * 4
+        depth, size = ((d + 1) // 2, 2) if pairs else (d, 4)  # of a head of keys, and bytes of each channel
+        step = 4 if pairs else stride  # from a word or float of a channel's values to the next
+        sum_rows = (d + LANES - 1) // LANES * LANES + SIX
+        queries = buffer
+        scores = queries + group * depth * STRIDE
         sums = scores + (key_block + SIX) * STRIDE
         peaks = sums + group * sum_rows * STRIDE
         norms = peaks + group * STRIDE
@@ -198,58 +212,105 @@ def _attend(
         value_rows = np.empty(d + SIX, np.int64)
         table = np.empty(LANES, np.int64)
         spill = np.empty(LANES * LANES, np.float32)
-        task = next_task(counter.ctypes.data)
+        task = next_task(counter)
         while task < n * heads * groups:
-            head, query0 = task // groups, task % groups * group * WIDTH
+            image, head = task // groups // heads, task // groups % heads
+            query0 = task % groups * group * WIDTH
             rows = min(group * WIDTH, tq - query0)
             panels = (rows + WIDTH - 1) // WIDTH
-            part = head % heads * d * 4
-            start = (head // heads * tq + query0) * stride + part
+            start = image * tq + query0
             for p in range(panels):
-                count = min(WIDTH, rows - p * WIDTH)
-                _pack_queries(q + start + p * WIDTH * stride, stride, count, d, offsets, queries + p * d * STRIDE)
+                count, panel = min(WIDTH, rows - p * WIDTH), queries + p * depth * STRIDE
+                source = q + ((start + p * WIDTH) * c + head * d) * size
+                if pairs:
+                    pack_pairs(source, BFLOAT16, count, d, c * 2, 0, 0, panel)
+                else:
+                    _pack_queries(source, stride, count, d, offsets, panel)
             _fill(peaks, group * STRIDE, _MASKED)
             _fill(norms, group * STRIDE, np.float32(0))
             _fill(sums, group * sum_rows * STRIDE, np.float32(0))
             last = min(tk, query0 + rows) if causal else tk
             for key0 in range(0, last, key_block):
                 count = min(key_block, last - key0)
-                first = (head // heads * tk + key0) * stride + part
+                first = (image * tk + key0) * c + head * d
                 for i in range(count + SIX):
-                    key_rows[i] = k + first + min(i, count - 1) * stride
+                    key_rows[i] = k + (first + min(i, count - 1) * c) * size
                 for i in range(d + SIX):
-                    value_rows[i] = v + first + min(i, d - 1) * 4
+                    channel = min(i, d - 1)
+                    value_rows[i] = v + (first + channel) * 4
+                    if pairs:
+                        value_rows[i] = v + ((image * c + head * d + channel) * value_words + key0 // 2) * 4
                 for p in range(panels):
                     query = query0 + p * WIDTH
                     vectors = (min(WIDTH, tq - query) + LANES - 1) // LANES
                     keys = min(count, query + WIDTH - key0) if causal else count
                     if keys <= 0:
                         continue
-                    total, peak, norm = sums + p * sum_rows * STRIDE, peaks + p * STRIDE, norms + p * STRIDE
+                    panel, total = queries + p * depth * STRIDE, sums + p * sum_rows * STRIDE
+                    peak, norm = peaks + p * STRIDE, norms + p * STRIDE
                     settled = False
                     _fill(added, STRIDE, _HUGE)
                     if key0 and not causal and keys % SIX == 0 and vectors == VECTORS:
                         _fill(added, STRIDE, np.float32(0))
-                        _weigh(key_rows.ctypes.data, queries + p * d * STRIDE, scores, keys, d, peak, added)
+                        weigh(key_rows.ctypes.data, panel, scores, keys, depth, peak, added)
                         settled = _settle(added, norm)
                     if not settled:
                         product_rows(
-                            key_rows.ctypes.data, 0, 4, queries + p * d * STRIDE, scores, keys, d, vectors, True,
-                            scores, 0, 0,
-                        )  # fmt: skip
+                            key_rows.ctypes.data, 0, 4, panel, scores, keys, depth, vectors, True, scores, 0, 0
+                        )
                         if causal:
                             _mask(scores, key0, keys, query)
                         for j in range(0, vectors * LANES * 4, LANES * 4):
                             _softmax(scores + j, keys, peak + j, norm + j, total + j, d, added + j)
-                    product_rows(
-                        value_rows.ctypes.data, 0, stride, scores, total, d, keys, vectors, False, scores, 0, 0
-                    )
+                        if pairs:
+                            _pair_weights(scores, keys, vectors)
+                    if pairs:
+                        keys = (keys + 1) // 2
+                    product_rows(value_rows.ctypes.data, 0, step, scores, total, d, keys, vectors, False, scores, 0, 0)
             for p in range(panels):
                 _write(
-                    sums + p * sum_rows * STRIDE, norms + p * STRIDE, d, out + start + p * WIDTH * stride, stride,
-                    min(WIDTH, rows - p * WIDTH), table, spill.ctypes.data,
+                    sums + p * sum_rows * STRIDE, norms + p * STRIDE, d, out + ((start + p * WIDTH) * c + head * d) * 4,
+                    stride, min(WIDTH, rows - p * WIDTH), table, spill.ctypes.data,
                 )  # fmt: skip
-            task = next_task(counter.ctypes.data)
+            task = next_task(counter)
+
+    return work
+
+
+_work, _work_pairs = _make_work(tile_fma, product_rows, False), _make_work(tile_dot_bf16, product_pairs, True)
+
+
+@kernel(18)
+def _attend(
+    q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, value_words,
+    buffers, buffer_bytes, workers,
+):  # fmt: skip
+    """Attention of groups of `group` panels of queries.
+
+    A worker's buffer holds panels of queries (d rows each), scores (key_block rows), sums (d rows a panel), the running
+    peaks and norms (a row a panel each), and a row for a block's sums of weights; scores and sums have some rows more,
+    as `product_rows` and `_write` demand.
+    """
+    counter = np.zeros(1, np.int64)
+    for worker in prange(workers):
+        _work(
+            q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, value_words,
+            buffers + worker * buffer_bytes, counter.ctypes.data,
+        )  # fmt: skip
+
+
+@kernel(18, precision="bf16")
+def _attend_pairs(
+    q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, value_words,
+    buffers, buffer_bytes, workers,
+):  # fmt: skip
+    """Do what `_attend` does with words: q, which is scaled, and k have words of two channels, v^T of two keys."""
+    counter = np.zeros(1, np.int64)
+    for worker in prange(workers):
+        _work_pairs(
+            q, k, v, out, n, tq, tk, c, heads, causal, group, groups, key_block, offsets, value_words,
+            buffers + worker * buffer_bytes, counter.ctypes.data,
+        )  # fmt: skip
 
 
 def attention(
@@ -260,6 +321,7 @@ def attention(
     causal: bool = False,
     *,
     out: np.ndarray | None = None,
+    precision: str = "f32",
 ) -> np.ndarray:
     """Multi-head attention ``softmax(q k^T / sqrt(c / heads)) v`` of each head.
 
@@ -275,6 +337,9 @@ def attention(
         Let query i see the keys 0..i only.
     out : ndarray, optional
         Float32 ``(n, tq, c)`` to write to.
+    precision : {"f32", "bf16", "int8"}
+        Of the products, one of `precisions`; the softmax is always float32. ``bf16`` needs heads of an even number of
+        channels, others take float32; ``int8`` is the same as ``bf16``, if the CPU has that, else as ``f32``.
 
     Returns
     -------
@@ -295,6 +360,8 @@ def attention(
         )
     if not isinstance(heads, (int, np.integer)) or heads < 1 or c % heads or not c:
         raise ValueError(f"heads: found {heads!r} for {c} channels, expected a whole number that divides them")
+    check_precision(precision)
+    in_pairs = precision != "f32" and "bf16" in isa.tile().precisions and c // heads % 2 == 0
     out = output(out, q.shape, q, k, v)
     if not out.size:
         return out
@@ -305,9 +372,14 @@ def attention(
         key_block += -key_block % SIX
     sum_rows = math.ceil(d / LANES) * LANES + SIX
     buffer_floats = (group * (d + sum_rows + 2) + key_block + SIX + 1) * WIDTH
-    _attend(
+    launch, value_words = _attend, 0
+    if in_pairs:
+        launch = _attend_pairs
+        q, k = as_pairs(q, "queries", math.log2(math.e) / math.sqrt(d)), as_pairs(k, "keys")
+        v, value_words = as_transposed_pairs(v, "values")
+    launch(
         address(q), address(k), address(v), address(out), n, tq, tk, c, heads, int(causal),
-        group, math.ceil(tq / (group * WIDTH)), key_block, address(_channel_offsets(d)),
+        group, math.ceil(tq / (group * WIDTH)), key_block, address(_channel_offsets(d)), value_words,
         address(scratch.take("attention", buffer_floats * workers)), buffer_floats * 4, workers,
     )  # fmt: skip
     return out

@@ -11,22 +11,24 @@ from functools import partial
 import numpy as np
 
 from kernels import winograd
-from kernels.arrays import check_array, check_shape, check_weight
-from kernels.gemm import Geometry, linear, multiply, result
+from kernels.arrays import check_array, check_shape
+from kernels.driver import Geometry, multiply
+from kernels.gemm import linear, result
 from kernels.low_rank import is_apart
-from kernels.packing import AdaptedWeight, PackedWeight, Weight, pack, without_update
+from kernels.packing import PackedWeight, StoredWeight, Weight, check_precision, check_stored, pack
+from kernels.quantize import QuantizedWeight
 
 ALGORITHMS = ("auto", "direct", "winograd", *winograd.FORMS)
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
 
-def pack_conv2d(w: np.ndarray | AdaptedWeight) -> PackedWeight:
+def pack_conv2d(w: StoredWeight) -> PackedWeight:
     """Pack the weight of a convolution once, for many calls of `conv2d`.
 
     Parameters
     ----------
-    w : ndarray or AdaptedWeight
+    w : ndarray, QuantizedWeight or AdaptedWeight
         ``(c_out, c_in, kh, kw)``, in any dtype of stored weights (see `kernels`).
 
     Returns
@@ -39,7 +41,7 @@ def pack_conv2d(w: np.ndarray | AdaptedWeight) -> PackedWeight:
     TypeError, ValueError
         If w is not such an array.
     """
-    check_weight("w", without_update(w), 4)
+    check_stored(w, 4)
     return pack(w)
 
 
@@ -55,6 +57,7 @@ def conv2d(
     accumulate: bool = False,
     activation: str | None = None,
     algorithm: str = "auto",
+    precision: str = "f32",
 ) -> np.ndarray:
     """Two-dimensional convolution.
 
@@ -62,7 +65,7 @@ def conv2d(
     ----------
     x : ndarray
         Float32 ``(n, h, w, c_in)``, C-contiguous.
-    w : ndarray, AdaptedWeight or PackedWeight
+    w : ndarray, QuantizedWeight, AdaptedWeight or PackedWeight
         ``(c_out, c_in, kh, kw)`` as checkpoints store it, in any of their dtypes (see `kernels`).
     b : ndarray, optional
         Float32 ``(c_out,)``, or ``(n, c_out)`` for another bias in each image (a time embedding).
@@ -82,6 +85,9 @@ def conv2d(
         Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs; 8x8 by way of 2x2 filters, for
         `upsample` only; or the best of these. ``auto`` takes the fastest of all. Largest errors relative to the largest
         value: direct 5e-7, winograd2 1e-6, winograd_up 1e-6, winograd4 2e-6. A packed weight serves the direct one.
+    precision : {"f32", "bf16", "int8"}
+        Of the products, one of `precisions`. Only those of winograd2 are less precise, the others would gain less or
+        lose too much; ``auto`` knows. ``int8`` needs a weight of `quantize`.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def conv2d(
     """
     check_array("x", x, 4)
     if not isinstance(w, PackedWeight):
-        check_weight("w", without_update(w), 4)
+        check_stored(w, 4)
     if len(w.shape) != 4 or w.shape[1] != x.shape[3]:
         raise ValueError(f"w: found shape {w.shape} for x {x.shape}, expected (c_out, {x.shape[3]}, kh, kw)")
     geometry = _geometry(x.shape, w.shape, stride, padding, upsample)
@@ -106,7 +112,10 @@ def conv2d(
     out = result(out, (x.shape[0], geometry.out_h, geometry.out_w, c_out), accumulate, w, x, b)
     if activation not in {None, "relu"}:
         raise ValueError(f"activation: found {activation!r}, expected relu or None")
-    chosen = _choose(algorithm, x.shape[3], c_out, geometry)
+    check_precision(precision)
+    if precision == "int8" and not isinstance(w, QuantizedWeight):
+        raise TypeError(f"w: found {type(w).__name__}, expected what quantize makes of it, for int8")
+    chosen = _choose(algorithm, x.shape[3], c_out, geometry, precision)
     if not out.size:
         return out
     unpacked = w.stored if isinstance(w, PackedWeight) else w
@@ -115,21 +124,22 @@ def conv2d(
         multiply(x, w, b, out, geometry, accumulate, relu=relu)
     elif is_apart(unpacked, geometry, chosen):
         convolve = partial(conv2d, x, stride=stride, padding=padding, upsample=upsample)
-        convolve(w=unpacked.stored, b=b, out=out, accumulate=accumulate, algorithm=chosen)
+        convolve(w=unpacked.stored, b=b, out=out, accumulate=accumulate, algorithm=chosen, precision=precision)
         linear(convolve(w=unpacked.filters), unpacked.up, out=out, accumulate=True)
         if relu:
             np.maximum(out, 0, out=out)
     elif chosen == "direct":
         multiply(x, unpacked, b, out, geometry, accumulate, relu=relu)
     else:
-        winograd.winograd(x, unpacked, b, out, geometry, accumulate, relu, chosen)
+        products = precision if chosen in winograd.COARSE else "f32"
+        winograd.winograd(x, unpacked, b, out, geometry, accumulate, relu, chosen, products)
     return out
 
 
-def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry) -> str:
+def _choose(algorithm: str, channels: int, c_out: int, geometry: Geometry, precision: str) -> str:
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: found {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
-    costs = winograd.costs(channels, c_out, geometry)
+    costs = winograd.costs(channels, c_out, geometry, precision)
     able = {name: cost for name, cost in costs.items() if algorithm == "auto" or name.startswith(algorithm)}
     if not able:
         raise ValueError(

@@ -1,13 +1,15 @@
 """What the CPU offers: one frozen record, decided once, read by every kernel.
 
-The row is not guessed from CPU names. A 16-lane fused multiply-add and a half-precision conversion are handed to the
-compiler that Numba uses, with Numba's own target settings, and the assembly says which registers it chose. So the row
-is right for the code that Numba will emit, also under ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES``.
+The row is not guessed from CPU names. A 16-lane fused multiply-add, conversions and sums of products of bytes are
+handed to the compiler that Numba uses, with Numba's own target settings, and the assembly says which registers and
+instructions it chose. So the row is right for the code that Numba will emit, also under ``NUMBA_CPU_NAME`` and
+``NUMBA_CPU_FEATURES``; and an instruction that the CPU lacks, which would end the process, is never asked for.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,36 @@ define void @widen(ptr %a, ptr %b) {{
   store <16 x float> %y, ptr %b
   ret void
 }}
+define void @narrow(ptr %a, ptr %b) {{
+  %x = load <16 x float>, ptr %a
+  %y = fptrunc <16 x float> %x to <16 x bfloat>
+  store <16 x bfloat> %y, ptr %b
+  ret void
+}}
+"""
+_PROBE_UNSIGNED = """
+declare i32 @llvm.vector.reduce.add.v64i32(<64 x i32>)
+define i32 @dot_unsigned(ptr %a, ptr %b) {{
+  %x = load <64 x i8>, ptr %a
+  %y = load <64 x i8>, ptr %b
+  %u = zext <64 x i8> %x to <64 x i32>
+  %v = sext <64 x i8> %y to <64 x i32>
+  %p = mul <64 x i32> %u, %v
+  %s = call i32 @llvm.vector.reduce.add.v64i32(<64 x i32> %p)
+  ret i32 %s
+}}
+"""
+_PROBE_SIGNED = """
+declare <4 x i32> @llvm.vector.partial.reduce.add.v4i32.v16i32(<4 x i32>, <16 x i32>)
+define <4 x i32> @dot_signed(ptr %a, ptr %b, <4 x i32> %c) {{
+  %x = load <16 x i8>, ptr %a
+  %y = load <16 x i8>, ptr %b
+  %u = sext <16 x i8> %x to <16 x i32>
+  %v = sext <16 x i8> %y to <16 x i32>
+  %p = mul <16 x i32> %u, %v
+  %s = call <4 x i32> @llvm.vector.partial.reduce.add.v4i32.v16i32(<4 x i32> %c, <16 x i32> %p)
+  ret <4 x i32> %s
+}}
 """
 
 
@@ -48,12 +80,18 @@ class Tile:
         Vectors that a panel of packed weights is wide; the register tile is 6 rows by this.
     native_f16 : bool
         Whether the CPU converts half precision by itself.
+    bf16 : bool
+        Whether it adds up products of pairs of bfloat16.
+    int8 : bool
+        Whether it adds up products of four bytes.
     """
 
     name: str
     lanes: int
     vectors: int
     native_f16: bool
+    bf16: bool = False
+    int8: bool = False
 
     @property
     def width(self) -> int:
@@ -65,10 +103,22 @@ class Tile:
         """Whether the CPU multiplies by any power of two by itself: what is too large or too small ends well."""
         return self.name == "avx512"
 
+    @property
+    def zero_point(self) -> int:
+        """The byte that stands for 0 in left factors: x86 multiplies unsigned bytes by signed ones, ARM signed ones."""
+        return 0 if self.name == "neon" else 128
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """See `precisions`."""
+        return ("f32", *(("bf16",) if self.bf16 else ()), *(("int8",) if self.int8 else ()))
+
 
 # 6 rows x `vectors` accumulators, `vectors` weights and one broadcast must fit the register file:
 # 6*4+4+1 of 32 zmm, 6*2+2+1 of 16 ymm, 6*4+4+1 of 32 NEON, 6*2+2+1 of 16 xmm.
 _ROWS = {"avx512": (16, 4), "avx2": (8, 2), "neon": (4, 4), "generic": (4, 2)}
+# What the assembly has if the row's registers can hold sums of products of bytes.
+_DOTS = {"avx512": r"vpdpbusd.*zmm", "avx2": r"vpdpbusd.*ymm", "neon": r"\bsdot\b", "generic": "$^"}
 
 
 def _assembly() -> str:
@@ -79,7 +129,8 @@ def _assembly() -> str:
     name = config.CPU_NAME or llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=name, features=features, opt=3)
-    return machine.emit_assembly(llvm.parse_assembly(_PROBE.format(triple=triple)))
+    dots = _PROBE_SIGNED if triple.startswith(("aarch64", "arm64")) else _PROBE_UNSIGNED
+    return machine.emit_assembly(llvm.parse_assembly((_PROBE + dots).format(triple=triple)))
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +146,19 @@ def tile() -> Tile:
     else:
         name = "generic"
     lanes, vectors = _ROWS[name]
-    return Tile(name, lanes, vectors, native_f16="vcvtph2ps" in assembly or "fcvtl" in assembly)
+    return Tile(
+        name,
+        lanes,
+        vectors,
+        native_f16="vcvtph2ps" in assembly or "fcvtl" in assembly,
+        bf16=name == "avx512" and re.search(r"\bvcvtneps2bf16\b", assembly) is not None,
+        int8=re.search(_DOTS[name], assembly) is not None,
+    )
+
+
+def precisions() -> tuple[str, ...]:
+    """Return the precisions of products that this CPU has instructions for: ``f32``, perhaps ``bf16`` and ``int8``."""
+    return tile().precisions
 
 
 def _cgroup_cpus() -> float:

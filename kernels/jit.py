@@ -4,8 +4,11 @@
 signature and one compiled form. ``@inline`` makes a helper that kernels call, and ``@inline_fast`` one for elementwise
 loops, whose arithmetic LLVM may reorder; explicit vector code must not be reordered.
 
+Numba frees an array after the last block of code, such as the part before a loop, that names it, though its address may
+still be used: a kernel must name an array where it ends, or in the loop, that uses the memory.
+
 Compiled code is kept in a folder of the user's cache, named after a fingerprint of all the sources in this package.
-Numba's own cache watches only the file that holds the function, and the vector code comes from ``simd.py``.
+Numba's own cache watches only the file that holds the function, and the vector code comes from ``emit.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -124,8 +128,9 @@ class _Cache(FunctionCache):
 class Kernel:
     """A parallel kernel with one signature: integers in, nothing out."""
 
-    def __init__(self, function: Callable[..., None], arity: int) -> None:
+    def __init__(self, function: Callable[..., None], arity: int, precision: str = "f32") -> None:
         self.name = function.__name__.lstrip("_")
+        self.precision = precision
         self._signature = types.void(*[types.intp] * arity)
         self._dispatcher = numba.njit(parallel=True, fastmath=FAST, error_model="numpy")(function)
 
@@ -179,11 +184,11 @@ def set_threads(count: int) -> None:
     numba.set_num_threads(threads())
 
 
-def kernel(arity: int) -> Callable[[Callable[..., None]], Kernel]:
-    """Make a parallel kernel of `arity` integers and register it for `warmup`."""
+def kernel(arity: int, precision: str = "f32") -> Callable[[Callable[..., None]], Kernel]:
+    """Make a parallel kernel of `arity` integers, and register it for `warmup` with a precision of products."""
 
     def wrap(function: Callable[..., None]) -> Kernel:
-        made = Kernel(function, arity)
+        made = Kernel(function, arity, precision)
         if made.name in _registry:
             raise ValueError(f"two kernels are called {made.name}")
         _registry[made.name] = made
@@ -192,17 +197,40 @@ def kernel(arity: int) -> Callable[[Callable[..., None]], Kernel]:
     return wrap
 
 
-inline = numba.njit(error_model="numpy")  # takes over the caller's `FAST`
-inline_exact = numba.njit(fastmath=False, error_model="numpy")
-inline_fast = numba.njit(fastmath=FAST, error_model="numpy")
+_definitions: Counter[tuple[str, str]] = Counter()
 
 
-def warmup() -> Iterator[tuple[int, int, str]]:
+def _inline(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a decorator of helpers, which get names of their own even if one function makes several of them.
+
+    Names are symbols of the compiled code. Numba tells helpers of one name apart by a number that depends on what a
+    process has compiled before; of two of the same number that come from the cache, one would take the other's place.
+    """
+    compiled = numba.njit(error_model="numpy", **options)
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        key = function.__module__, function.__qualname__
+        _definitions[key] += 1
+        if _definitions[key] > 1:
+            function.__qualname__ += f".{_definitions[key]}"
+        return compiled(function)
+
+    return wrap
+
+
+inline = _inline()  # takes over the caller's `FAST`
+inline_exact = _inline(fastmath=False)
+inline_fast = _inline(fastmath=FAST)
+
+
+def warmup(*precisions: str) -> Iterator[tuple[int, int, str]]:
     """Compile the kernels that are not yet in the cache for this CPU; yields (index, total, name) before each.
 
-    If there are a few of them, a second process compiles every other one into the cache meanwhile.
+    Those of ``f32`` products, and of the other precisions named. If there are a few of them, a second process compiles
+    every other one into the cache meanwhile.
     """
-    names = [name for name, made in _registry.items() if not made.ready]
+    wanted = {"f32", *precisions} & set(isa.tile().precisions)
+    names = [name for name, made in _registry.items() if made.precision in wanted and not made.ready]
     ours, theirs = names, list[str]()
     if len(names) >= _FEW and isa.physical_cores() > 1 and cache_folder() is not None:
         ours, theirs = names[::2], names[1::2]

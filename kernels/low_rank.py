@@ -17,8 +17,10 @@ import numpy as np
 
 from kernels import winograd
 from kernels.arrays import check_weight, widen
-from kernels.gemm import Geometry
-from kernels.packing import AdaptedWeight, pack
+from kernels.driver import Geometry
+from kernels.gemm import linear
+from kernels.packing import AdaptedWeight, StoredWeight, array_of, check_stored, pack
+from kernels.quantize import QuantizedWeight
 
 # Cost of a multiplication of an update that is kept apart, in those of one that is merged: 1.7, as measured, for each
 # of the two images that guidance makes.
@@ -26,13 +28,13 @@ _APART = 3.4
 
 
 def add_low_rank(
-    w: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray, float]], *, gated: bool = False
+    w: np.ndarray | QuantizedWeight, pairs: Sequence[tuple[np.ndarray, np.ndarray, float]], *, gated: bool = False
 ) -> AdaptedWeight:
     """Return a weight with low-rank updates, to be used in its place.
 
     Parameters
     ----------
-    w : ndarray
+    w : ndarray or QuantizedWeight
         ``(n, k)`` for `linear` or ``(c_out, c_in, kh, kw)`` for `conv2d`, in any dtype of stored weights; not copied.
     pairs : sequence of (up, down, scale)
         Each adds ``scale * up @ down``: up is ``(n, r)``, down ``(r, k)`` or ``(r, c_in, kh, kw)``, in any dtype of
@@ -50,8 +52,10 @@ def add_low_rank(
     TypeError, ValueError
         If w or a pair is not as above.
     """
-    check_weight("w", w, 4 if getattr(w, "ndim", 2) == 4 else 2)
-    if gated and (w.ndim != 2 or w.shape[0] % 2):
+    if isinstance(w, AdaptedWeight):
+        raise TypeError("w: found a weight with an update, expected one without; give all its pairs at once")
+    check_stored(w, 4 if len(getattr(w, "shape", ())) == 4 else 2)
+    if gated and (len(w.shape) != 2 or w.shape[0] % 2):
         raise ValueError(f"w: found shape {w.shape}, expected (n, k) with an even n for a gated activation")
     if not pairs:
         raise ValueError("pairs: found none, expected one or more")
@@ -65,15 +69,33 @@ def add_low_rank(
     return AdaptedWeight(w, down, pack(up, gated))
 
 
-def _check_pair(w: np.ndarray, up: np.ndarray, down: np.ndarray) -> None:
+def merge(w: AdaptedWeight) -> np.ndarray:
+    """Return a weight with its updates in it: for less precise products, which cannot add them on the way.
+
+    Parameters
+    ----------
+    w : AdaptedWeight
+
+    Returns
+    -------
+    ndarray
+        Float32, of the shape of w.
+    """
+    stored = w.stored.widen() if isinstance(w.stored, QuantizedWeight) else widen(w.stored)
+    up = widen(array_of(w.up.stored))
+    linear(up, w.down, out=stored.reshape(len(stored), -1), accumulate=True)
+    return stored
+
+
+def _check_pair(w: np.ndarray | QuantizedWeight, up: np.ndarray, down: np.ndarray) -> None:
     check_weight("up", up, 2)
-    check_weight("down", down, w.ndim)
+    check_weight("down", down, len(w.shape))
     expected = f"({w.shape[0]}, r) and (r, {', '.join(map(str, w.shape[1:]))})"
     if up.shape[0] != w.shape[0] or down.shape != (up.shape[1], *w.shape[1:]):
         raise ValueError(f"up, down: found shapes {up.shape} and {down.shape} for w {w.shape}, expected {expected}")
 
 
-def is_apart(w: np.ndarray | AdaptedWeight, geometry: Geometry, algorithm: str) -> TypeGuard[AdaptedWeight]:
+def is_apart(w: StoredWeight, geometry: Geometry, algorithm: str) -> TypeGuard[AdaptedWeight]:
     """Tell whether w has an update that is better kept apart in a convolution than merged with the filters.
 
     Merged, it is computed once for each filter, or for each phase; apart, it is for each pixel. As for the choice of an

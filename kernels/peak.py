@@ -8,8 +8,9 @@ import time
 import numpy as np
 from numba import carray, prange
 
+from kernels.emit import LANES
 from kernels.jit import inline, kernel, threads
-from kernels.simd import LANES, float_pointer, fma, splat, total
+from kernels.simd import float_pointer, fma, splat, total
 
 _LOOPS = 2_000_000
 _CHAINS = 12  # independent sums, enough to hide the latency of an addition

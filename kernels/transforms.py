@@ -15,17 +15,23 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.arrays import ADD, PAST_CACHES, RELU
+from kernels.emit import LANES
 from kernels.jit import inline
-from kernels.simd import (
-    load,
+from kernels.simd import load
+from kernels.tiles import (
     make_transform,
     tile_add,
     tile_collect,
+    tile_collect_sums,
     tile_gather,
+    tile_interleave,
     tile_load,
     tile_relu,
     tile_scatter,
     tile_spread,
+    tile_spread_bytes,
+    tile_spread_largest,
+    tile_spread_narrow,
     tile_stream,
 )
 
@@ -68,6 +74,47 @@ def transform_input(table, offset, target, stride, step, taps):
 
 
 @inline
+def transform_input_pairs(table, offset, target, stride):
+    """Transform a vector of each pixel of a tile for F(2, 3), as bfloat16."""
+    tile_spread_narrow(_inputs23(tile_gather(table, offset, 4, 4)), target, stride)
+
+
+@inline
+def transform_filter_pairs(first, second, source_stride, target, stride):
+    """Transform a vector of the filters of two channels for F(2, 3), as words of two bfloat16."""
+    tiles = tile_load(first, source_stride, 3, 3), tile_load(second, source_stride, 3, 3)
+    tile_spread(tile_interleave(_filters23(tiles[0]), _filters23(tiles[1])), target, stride)
+
+
+@inline
+def transform_input_largest(table, offset, target, stride, tops):
+    """Transform a vector of each pixel of a tile for F(2, 3), and note the largest magnitudes of each part."""
+    tile_spread_largest(_inputs23(tile_gather(table, offset, 4, 4)), target, stride, tops)
+
+
+@inline
+def transform_filter_largest(source, source_stride, target, stride, tops):
+    """Transform a vector of filters for F(2, 3), and note the largest magnitudes of each part."""
+    tile_spread_largest(_filters23(tile_load(source, source_stride, 3, 3)), target, stride, tops)
+
+
+@inline
+def transform_filter_bytes(source, next_filter, factors, factor_stride, target, stride, sums, sums_stride):
+    """Transform a vector of the filters of four channels for F(2, 3), as words of four bytes.
+
+    The filters lie `next_filter` bytes apart, the other arguments are those of `tile_spread_bytes`.
+    """
+    row = 3 * LANES * 4
+    tile_spread_bytes(
+        _filters23(tile_load(source, row, 3, 3)),
+        _filters23(tile_load(source + next_filter, row, 3, 3)),
+        _filters23(tile_load(source + 2 * next_filter, row, 3, 3)),
+        _filters23(tile_load(source + 3 * next_filter, row, 3, 3)),
+        factors, factor_stride, target, stride, sums, sums_stride,
+    )  # fmt: skip
+
+
+@inline
 def transform_filter(source, source_stride, target, stride, step, taps, down, right):
     """Transform a vector of filters, whose 3x3 taps lie at source.
 
@@ -94,8 +141,8 @@ def _make_finish(transform, step: int, taps: int):
     size = step + taps - 1
 
     @inline
-    def finish(sums, stride, table, offset, bias, how):
-        result = tile_add(transform(tile_collect(sums, stride, size, size)), load(bias))
+    def write(tile, table, offset, bias, how):
+        result = tile_add(transform(tile), load(bias))
         if how & ADD:
             result = tile_add(result, tile_gather(table, offset, step, step))
         if how & RELU:
@@ -105,10 +152,19 @@ def _make_finish(transform, step: int, taps: int):
         else:
             tile_scatter(result, table, offset)
 
-    return finish
+    @inline
+    def finish(sums, stride, table, offset, bias, how):
+        write(tile_collect(sums, stride, size, size), table, offset, bias, how)
+
+    @inline
+    def finish_bytes(sums, stride, zeros, scales, scale_stride, factors, table, offset, bias, how):
+        tile = tile_collect_sums(sums, stride, zeros, scales, scale_stride, factors, size, size)
+        write(tile, table, offset, bias, how)
+
+    return finish, finish_bytes
 
 
-_finish43, _finish23, _finish42 = (
+(_finish43, _), (_finish23, finish_vector_bytes), (_finish42, _) = (
     _make_finish(_outputs43, 4, 3),
     _make_finish(_outputs23, 2, 3),
     _make_finish(_outputs42, 4, 2),

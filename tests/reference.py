@@ -7,10 +7,12 @@ The module has the names and signatures of ``kernels``, so a whole network runs 
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 __all__ = [
+    "QuantizedWeight",
     "add_low_rank",
     "attention",
     "conv2d",
@@ -24,8 +26,11 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "merge",
     "pack_conv2d",
     "pack_linear",
+    "precisions",
+    "quantize",
     "quick_gelu",
     "silu",
     "widen",
@@ -50,8 +55,22 @@ def _float8_values(dtype):
     return np.array(values, np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """Whole numbers, and what 1 of them is worth in each output channel."""
+
+    values: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+
 def widen(w):
-    """Float32 copy of a float32, float16, bfloat16 (uint16 bits) or float8 array."""
+    """Float32 copy of a float32, float16, bfloat16 (uint16 bits), float8 or quantized weight."""
+    if not isinstance(w, np.ndarray):
+        return w.values * w.scales.reshape(-1, *[1] * (w.values.ndim - 1))
     if w.dtype in (float8_e4m3, float8_e5m2):
         return _float8_values(w.dtype)[w.view(np.uint8)]
     if w.dtype == np.uint16:  # the upper half of a float32
@@ -75,6 +94,46 @@ def _store(result, out, accumulate=False):
     return out
 
 
+def round_bf16(x):
+    """Round float32 to the nearest bfloat16, ties to even, and back; CPUs take subnormals for zeros."""
+    bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16
+    subnormal = bits & 0x7F800000 == 0
+    rounded = np.where(subnormal, bits & 0x80000000, rounded).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(x), x, rounded)
+
+
+def round_rows(x):
+    """Whole numbers of -127 .. 127 for each row, and what 1 of them is worth: NaN if the row is not finite.
+
+    A row of which nothing exceeds 4e-37 counts as zeros.
+    """
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    largest = np.where(finite, np.abs(x).max(axis=-1, keepdims=True), np.float32(0))
+    factor = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 4e-37)
+    codes = np.rint(np.where(finite, x, np.float32(0)) * factor)
+    return codes, np.where(finite, largest / np.float32(127), np.float32(np.nan))
+
+
+def quantize(w):
+    w = widen(w)
+    columns = w.reshape(len(w), -1)
+    scales = np.abs(columns).max(axis=1) / np.float32(127)
+    values = np.zeros(columns.shape, np.int8)
+    for row, scale, out in zip(columns, scales, values, strict=True):
+        if np.isfinite(scale) and scale > 0:
+            out[:] = np.rint(row * (np.float32(1) / scale))
+    return QuantizedWeight(values.reshape(w.shape), scales)
+
+
+def precisions():
+    return ("f32", "bf16", "int8")
+
+
+def merge(w):
+    return w
+
+
 def add_low_rank(w, pairs, *, gated=False):
     w = _f64(w)
     for up, down, scale in pairs:
@@ -82,7 +141,7 @@ def add_low_rank(w, pairs, *, gated=False):
     return w.astype(np.float32)
 
 
-def pack_linear(w):
+def pack_linear(w, *, precision="f32"):
     return w
 
 
@@ -97,8 +156,47 @@ def matmul(a, b, *, out=None):
     return _store(_f64(a) @ _f64(b), out)
 
 
-def linear(x, w, b=None, *, out=None, accumulate=False):
-    y = _f64(x) @ _f64(w).T
+def winograd2(x, w, b=None, *, padding=1, upsample=False, precision="f32"):
+    """Convolution by F(2x2, 3x3) whose transformed tiles and filters are rounded before they are multiplied.
+
+    bf16 rounds every value; int8 those of a part of a tile or filter, over all channels, to whole numbers up to 127.
+    Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), section 4.1.
+    """
+    left = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], np.float32)
+    right = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+    back = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
+    if upsample:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+    (top, bottom), (start, end) = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    n, height, width = x.shape[0], x.shape[1] + top + bottom - 2, x.shape[2] + start + end - 2
+    x = np.pad(x, ((0, 0), (top, bottom + height % 2), (start, end + width % 2), (0, 0)))
+    tiles = np.lib.stride_tricks.sliding_window_view(x, (4, 4), axis=(1, 2))[:, ::2, ::2]  # n, h, w, c, 4, 4
+    filters = widen(w)
+    factors = []
+    for transformed in (left @ tiles @ left.T, right @ filters @ right.T):
+        if precision == "bf16":
+            factors.append(_f64(round_bf16(transformed)))
+        elif precision == "int8":
+            codes, scale = round_rows(np.ascontiguousarray(np.moveaxis(transformed, -3, -1)))
+            factors.append(np.moveaxis(_f64(codes) * _f64(scale), -1, -3))
+        else:
+            factors.append(_f64(transformed))
+    y = back @ np.einsum("nhwcij,ocij->nhwoij", *factors) @ back.T  # n, h, w, o, 2, 2
+    y = y.transpose(0, 1, 4, 2, 5, 3).reshape(n, 2 * y.shape[1], 2 * y.shape[2], len(filters))[:, :height, :width]
+    return (y if b is None else y + _f64(b).reshape(-1, 1, 1, len(filters))).astype(np.float32)
+
+
+def linear(x, w, b=None, *, out=None, accumulate=False, precision="f32"):
+    """bf16 rounds both factors; int8 rounds rows of x and needs a quantized weight; sums are exact."""
+    if precision == "int8":
+        codes, scale = round_rows(x)
+        y = _f64(codes) @ w.values.T.astype(np.float64) * (_f64(scale) * _f64(w.scales))
+    elif precision == "bf16" and not isinstance(w, np.ndarray):
+        y = _f64(round_bf16(x)) @ w.values.T.astype(np.float64) * _f64(w.scales)
+    elif precision == "bf16":
+        y = _f64(round_bf16(x)) @ _f64(round_bf16(widen(w))).T
+    else:
+        y = _f64(x) @ _f64(w).T
     if b is not None:
         y += _f64(b)
     return _store(y, out, accumulate)
@@ -153,12 +251,19 @@ def layer_norm(x, weight, bias, eps=1e-5, *, out=None):
 # --------------------------------------------------------------------------------------------------------- attention
 
 
-def attention(q, k, v, heads, causal=False, *, out=None):
-    """softmax(q k^T / sqrt(d)) v in each head; causal: token i sees tokens 0 .. i."""
+def attention(q, k, v, heads, causal=False, *, out=None, precision="f32"):
+    """softmax(q k^T / sqrt(d)) v in each head; causal: token i sees tokens 0 .. i.
+
+    bf16 rounds q, scaled for a softmax in base 2, k and v, but not the softmax; int8 does the same.
+    """
     n, tq, c = q.shape
     tk, d = k.shape[1], c // heads
+    scale = 1 / math.sqrt(d)
+    if precision != "f32" and d % 2 == 0:
+        q = round_bf16(q * np.float32(scale * math.log2(math.e)))
+        k, v, scale = round_bf16(k), round_bf16(v), math.log(2)
     q, k, v = (_f64(a).reshape(n, -1, heads, d).transpose(0, 2, 1, 3) for a in (q, k, v))
-    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(d)
+    scores = q @ k.transpose(0, 1, 3, 2) * scale
     if causal:
         scores = np.where(np.tril(np.ones((tq, tk), dtype=bool)), scores, -np.inf)
     p = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -6,10 +6,16 @@ from contextlib import contextmanager
 
 import numba
 import numpy as np
+import pytest
 
 import kernels
 
 STORED = ("f32", "f16", "bf16", "e4m3", "e5m2")
+# Precisions of products below float32, whose instructions this row of the dispatch table may lack.
+BF16, INT8 = (
+    pytest.mark.skipif(name not in kernels.precisions(), reason=f"this row has no {name}") for name in ("bf16", "int8")
+)
+LOW = (pytest.param("bf16", marks=BF16), pytest.param("int8", marks=INT8))
 THREADS = range(1, min(3, numba.config.NUMBA_NUM_THREADS) + 1)
 _SENTINEL, _FENCE = np.float32(-1.2345e30), 256  # floats on either side
 
@@ -19,8 +25,10 @@ def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     return (np.random.RandomState(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
-def store(w: np.ndarray, how: str) -> np.ndarray:
-    """Round float32 to one of the dtypes that checkpoints have."""
+def store(w: np.ndarray, how: str) -> np.ndarray | kernels.QuantizedWeight:
+    """Round float32 to one of the dtypes that checkpoints have, or to whole numbers."""
+    if how == "int8":
+        return kernels.quantize(w)
     if how == "bf16":
         return (w.view(np.uint32) >> 16).astype(np.uint16)
     if how == "e5m2":

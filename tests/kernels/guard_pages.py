@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import kernels
-from kernels import gemm, low_rank, memory, winograd
+from kernels import driver, low_rank, memory, winograd, words
 from kernels.arrays import address
+from kernels.emit import LANES
 from kernels.product import WIDTH
-from kernels.simd import LANES
 from tests.kernels.common import STORED, normal, store
 
 _PROT_NONE = 0
@@ -45,7 +45,9 @@ def guard_buffers(at_end: bool) -> None:
         return self._buffers[use]
 
     memory._Scratch.take = take
-    gemm.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
+    driver.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
+    driver.zero_words = lambda count, precision: guarded(words.zero_words(count, precision), at_end)
+    sys.modules["kernels.quantize"].aligned = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
 
 
 def compare(call: Callable[..., np.ndarray], *arrays: np.ndarray) -> None:
@@ -70,6 +72,27 @@ def products() -> Iterator[str]:
         compare(kernels.matmul, normal(0, m, k), normal(1, k, n))
 
 
+def low_products() -> Iterator[str]:
+    """Of quantized weights in all precisions, and of others in bf16."""
+
+    def multiply(x, values, scales, b, out):
+        return linear(x, kernels.QuantizedWeight(values, scales), b, out)
+
+    def linear(x, w, b, out):
+        weight = kernels.pack_linear(w, precision=precision) if packed else w
+        return kernels.linear(x, weight, b, out=out, precision=precision)
+
+    for precision in kernels.precisions():
+        for m, k, n in ((1, 1, 1), (5, 3, 7), (13, 17, 65), (33, 40, 63), (9, 67, 72), (100, 401, 4), (6, 128, 128)):
+            for packed in (False, True):
+                yield f"linear {precision} {m, k, n} packed={packed}"
+                x, w, b = normal(0, m, k), normal(1, n, k), normal(2, n)
+                bytes_of_w = kernels.quantize(w)
+                compare(multiply, x, bytes_of_w.values, bytes_of_w.scales, b)
+                for how in STORED if precision == "bf16" else ():
+                    compare(linear, x, store(w, how), b)
+
+
 def convolutions() -> Iterator[str]:
     shapes = [
         ((1, 1, 1, 1), (1, 1, 3, 3), 1, 1, False),
@@ -88,7 +111,7 @@ def convolutions() -> Iterator[str]:
 
 
 def winograd_convolutions() -> Iterator[str]:
-    chunk, panel = winograd._SMALL_CHUNK, WIDTH
+    chunk, panel = winograd.SMALL_CHUNK, WIDTH
     shapes = [  # x shape, output channels, padding, upsample
         ((1, 1, 1, LANES), LANES, 1, False),
         ((2, 5, 7, LANES), panel + LANES, 1, False),
@@ -130,7 +153,7 @@ def low_rank_updates() -> Iterator[str]:
     for apart in (0.0, math.inf):
         low_rank._APART = apart
         for algorithm in ("direct", "winograd4"):
-            for x_shape, c_out, rank in (((1, 5, 7, 3), 5, 1), ((2, 6, 5, winograd._SMALL_CHUNK + 3), WIDTH + 5, 7)):
+            for x_shape, c_out, rank in (((1, 5, 7, 3), 5, 1), ((2, 6, 5, winograd.SMALL_CHUNK + 3), WIDTH + 5, 7)):
                 yield f"low rank, conv2d {algorithm} {x_shape, c_out, rank} {apart}"
                 factors = normal(1, c_out, rank), normal(2, rank, x_shape[3], 3, 3)
                 w, b = normal(3, c_out, x_shape[3], 3, 3), normal(4, c_out)
@@ -144,11 +167,15 @@ def attentions() -> Iterator[str]:
         (2, 73, 13, 3, 40),
         (1, 7, 513, 1, 65),
         (1, 6, 64, 1, 64),
+        (2, 7, 33, 3, 22),
+        (1, 65, 601, 1, 34),
     ):
         q, k, v = normal(0, n, tq, heads * d), normal(1, n, tk, heads * d), normal(2, n, tk, heads * d)
         for causal in (False, True):
             yield f"attention {n, tq, tk, heads, d} {causal}"
-            compare(lambda q, k, v, out, h=heads, c=causal: kernels.attention(q, k, v, h, c, out=out), q, k, v)
+            for precision in kernels.precisions():
+                options = {"heads": heads, "causal": causal, "precision": precision}
+                compare(lambda q, k, v, out, o=options: kernels.attention(q, k, v, **o, out=out), q, k, v)
 
 
 def elementwise() -> Iterator[str]:
@@ -169,7 +196,15 @@ def main() -> None:
         np.lib.stride_tricks.as_strided(x, (2000,)).sum()
         return
     assert address(guarded(np.zeros(3, np.float16), at_end=True)) % mmap.PAGESIZE == mmap.PAGESIZE - 6
-    for cases in (products, convolutions, winograd_convolutions, low_rank_updates, attentions, elementwise):
+    for cases in (
+        products,
+        low_products,
+        convolutions,
+        winograd_convolutions,
+        low_rank_updates,
+        attentions,
+        elementwise,
+    ):
         for case in cases():
             print(case, flush=True)
     print("done")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import gemm
+from kernels import driver
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -126,7 +126,7 @@ def test_the_blocking_changes_nothing(how, monkeypatch):
     packed = kernels.pack_conv2d(w)
     expected = conv2d(x, packed, b)
     for rows in (1, 7, 1000):
-        monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
+        monkeypatch.setattr(driver, "_PACK_ROWS", rows)
         assert_same_bits(conv2d(x, w, b), expected)
         assert_same_bits(conv2d(x, packed, b), expected)
 

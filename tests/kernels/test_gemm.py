@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import arrays, gemm
+from kernels import arrays, driver
+from kernels.emit import LANES
 from kernels.product import WIDTH
-from kernels.simd import LANES
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -162,8 +162,8 @@ def test_the_blocking_changes_nothing(how, monkeypatch):
     packed, gated = kernels.pack_linear(w), kernels.pack_linear(w, gated=True)
     expected, expected_gated = kernels.linear(x, packed, b), kernels.linear(x, gated, b, activation="geglu")
     for rows, panels in ((1, 1), (7, 2), (100, 4), (250, 100), (1000, 1)):
-        monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
-        monkeypatch.setattr(gemm, "_GROUP", panels * 1000 * WIDTH * 4)
+        monkeypatch.setattr(driver, "_PACK_ROWS", rows)
+        monkeypatch.setattr(driver, "_GROUP", panels * 1000 * WIDTH * 4)
         assert_same_bits(kernels.linear(x, w, b, activation="geglu"), expected_gated)
         assert_same_bits(kernels.linear(x, w, b), expected)
         assert_same_bits(kernels.linear(x, packed, b), expected)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,17 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 import pytest
+from llvmlite import ir
 
-from kernels import isa
+from kernels import emit, isa
 
 ROOT = Path(__file__).resolve().parents[2]
 X86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="needs x86-64")
-OPS = ("gemm", "conv2d", "winograd", "low_rank", "attention", "norm", "activations", "arrays")
+ARM = "aarch64-unknown-linux-gnu"
+OPS = (
+    "gemm", "words", "quantize", "conv2d", "winograd", "winograd_coarse", "low_rank", "attention", "norm",
+    "activations", "arrays",
+)  # fmt: skip
 RUN_ROW = """
 import sys
 import pytest
@@ -79,9 +85,105 @@ def test_row_of_x86(monkeypatch, cpu, row, native_f16):
     assert (tile.name, tile.native_f16) == (row, native_f16)
 
 
+@X86
+@pytest.mark.parametrize(
+    ("cpu", "row", "precisions"),
+    [
+        ("generic", "generic", ("f32",)),
+        ("haswell", "avx2", ("f32",)),
+        ("znver3", "avx2", ("f32",)),
+        ("alderlake", "avx2", ("f32", "int8")),  # AVX-VNNI
+        ("sierraforest", "avx2", ("f32", "int8")),
+        ("skylake-avx512", "avx512", ("f32",)),
+        ("cascadelake", "avx512", ("f32", "int8")),
+        ("icelake-server", "avx512", ("f32", "int8")),
+        ("cooperlake", "avx512", ("f32", "bf16", "int8")),
+        ("sapphirerapids", "avx512", ("f32", "bf16", "int8")),
+        ("znver4", "avx512", ("f32", "bf16", "int8")),
+    ],
+)
+def test_precisions_of_x86(monkeypatch, cpu, row, precisions):
+    tile = choose(monkeypatch, cpu)
+    assert (tile.name, tile.precisions, tile.zero_point) == (row, precisions, 128)
+    assert (tile.bf16, tile.int8) == ("bf16" in precisions, "int8" in precisions)
+
+
 def test_row_of_arm(monkeypatch):
-    tile = choose(monkeypatch, "cortex-a72", triple="aarch64-unknown-linux-gnu")
+    tile = choose(monkeypatch, "cortex-a72", triple=ARM)
     assert tile == isa.Tile("neon", 4, 4, native_f16=True)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "int8"), [("cortex-a53", False), ("cortex-a76", True), ("neoverse-n1", True), ("apple-m1", True)]
+)
+def test_precisions_of_arm(monkeypatch, cpu, int8):
+    tile = choose(monkeypatch, cpu, triple=ARM)
+    assert (tile.name, tile.bf16, tile.int8, tile.zero_point) == ("neon", False, int8, 0)
+    assert tile.precisions == (("f32", "int8") if int8 else ("f32",))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "triple", "step", "instruction"),
+    [
+        pytest.param("alderlake", None, "int8", r"vpdpbusd\s+.*%ymm", marks=X86),
+        pytest.param("sierraforest", None, "int8", r"vpdpbusd\s+.*%ymm", marks=X86),
+        pytest.param("icelake-server", None, "int8", r"vpdpbusd\s+.*%zmm", marks=X86),
+        pytest.param("sapphirerapids", None, "bf16", r"vdpbf16ps\s+.*%zmm", marks=X86),
+        ("cortex-a76", ARM, "int8", r"\bsdot\s+v"),
+    ],
+)
+def test_steps_of_products_compile(monkeypatch, cpu, triple, step, instruction):
+    """What the tests of the kernels cannot run here: a step of a sum is the one instruction that the row promises."""
+    row = choose(monkeypatch, cpu, triple=triple)
+    assert step in row.precisions
+    monkeypatch.setattr(isa, "tile", lambda: row)
+    monkeypatch.setattr(emit, "LANES", row.lanes)
+    for name, kind in (("vec", ir.FloatType()), ("ivec", ir.IntType(32))):
+        monkeypatch.setattr(emit, name, ir.VectorType(kind, row.lanes))
+    module = ir.Module()
+    module.triple = llvm.get_process_triple()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()] * 3), "step")
+    builder = ir.IRBuilder(function.append_basic_block())
+    factors = [builder.load(pointer, align=4, typ=emit.vec) for pointer in function.args]
+    builder.store({"int8": emit.dot_int8, "bf16": emit.dot_bf16}[step](builder, *factors), function.args[0], align=4)
+    builder.ret_void()
+    target = llvm.Target.from_triple(module.triple).create_target_machine(cpu=cpu, features="", opt=3)
+    assembly = target.emit_assembly(llvm.parse_assembly(str(module)))
+    assert len(re.findall(instruction, assembly)) == 1, assembly
+    assert "call" not in assembly
+
+
+REFUSALS = """
+import numpy as np
+import kernels
+x, w = np.ones((3, 8), np.float32), kernels.quantize(np.ones((4, 8), np.float32))
+q = np.ones((1, 3, 8), np.float32)
+print(*kernels.precisions())
+for precision in ("bf16", "int8"):
+    for call in (
+        lambda: kernels.linear(x, w, precision=precision),
+        lambda: kernels.pack_linear(w, precision=precision),
+        lambda: kernels.attention(q, q, q, 2, precision=precision),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            print(error)
+"""
+
+
+@X86
+@pytest.mark.parametrize("cpu", ["skylake-avx512", "haswell"])
+def test_what_the_cpu_lacks_is_refused(cpu):
+    """In one line, and before an instruction that would end the process."""
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu}
+    environment.pop("NUMBA_CPU_FEATURES", None)
+    run = subprocess.run(
+        [sys.executable, "-c", REFUSALS], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    expected = [f"precision: found {p!r}, expected one of those of this CPU: f32" for p in ("bf16", "int8")]
+    assert run.stdout.splitlines() == ["f32", *[line for line in expected for _ in range(3)]]
 
 
 @X86

@@ -11,6 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 import kernels
 from kernels import activations, isa, jit
@@ -74,7 +75,7 @@ def test_cache_is_used_again_until_a_source_changes(copy, tmp_path):
 
     assert sorted((path, path.read_bytes()) for path in copy.rglob("*") if path.is_file()) == before, "wrote to itself"
 
-    with (copy / "kernels" / "simd.py").open("a") as source:
+    with (copy / "kernels" / "emit.py").open("a") as source:
         source.write("# an edit\n")
     third, _ = probe(copy, **cache)
     assert not third["ready"]
@@ -131,7 +132,7 @@ def test_a_full_disk_only_costs_the_cache(monkeypatch, caplog):
         for i in numba.prange(size):
             numba.carray(activations.float_pointer(address + 4 * i), 1)[0] = 1
 
-    made = jit.Kernel(fill, 2)
+    made = jit.Kernel(fill, 2, "f32")
     assert not made.ready
 
     def no_space(*args):
@@ -154,6 +155,8 @@ def test_two_kernels_of_one_name_are_refused():
 
 def test_warmup_compiles_what_is_missing(monkeypatch):
     class Fake:
+        precision = "f32"
+
         def __init__(self, ready):
             self.ready = ready
 
@@ -169,6 +172,67 @@ def test_warmup_compiles_what_is_missing(monkeypatch):
     assert steps == [(0, 2, "b"), (1, 2, "c")]
     assert all(made.ready for made in registry.values())
     assert list(kernels.warmup()) == []
+
+
+def test_compiled_functions_have_names_of_their_own():
+    """Of two that share one, compiled in two processes, a third that loads both from the cache may take the wrong one.
+
+    A name is a module, a qualified name, and a number that Numba counts anew in each process.
+    """
+    found, rest = {}, [made._dispatcher for made in jit._registry.values()]
+    while rest:
+        function = rest.pop().py_func
+        name = function.__module__, function.__qualname__
+        if found.setdefault(name, function) is not function:
+            raise AssertionError(f"two functions are called {name}")
+        named = [function.__globals__.get(name) for name in function.__code__.co_names]
+        captured = [cell.cell_contents for cell in function.__closure__ or ()]
+        for other in (*named, *captured):
+            if isinstance(other, Dispatcher) and other.py_func not in found.values():
+                rest.append(other)
+    assert len(found) > 60
+    assert sum("_make_work" in name for _, name in found) == 5
+
+
+@pytest.mark.parametrize(
+    ("able", "asked", "compiled"),
+    [
+        (("bf16", "int8"), (), ["a"]),
+        (("bf16", "int8"), ("f32",), ["a"]),
+        (("bf16", "int8"), ("bf16",), ["a", "b"]),
+        (("bf16", "int8"), ("int8", "bf16"), ["a", "b", "c"]),
+        (("int8",), ("int8", "bf16"), ["a", "c"]),
+        ((), ("int8", "bf16"), ["a"]),
+    ],
+)
+def test_warmup_compiles_no_more_than_it_is_asked_for(monkeypatch, able, asked, compiled):
+    """Nor what this CPU lacks the instructions for."""
+
+    class Fake:
+        ready = False
+
+        def __init__(self, precision):
+            self.precision = precision
+
+        def compile(self):
+            self.ready = True
+
+    registry = {"a": Fake("f32"), "b": Fake("bf16"), "c": Fake("int8")}
+    monkeypatch.setattr(jit, "_registry", registry)
+    tile = isa.Tile("avx512", 16, 4, native_f16=True, bf16="bf16" in able, int8="int8" in able)
+    monkeypatch.setattr(jit.isa, "tile", lambda: tile)
+    assert [name for *_, name in kernels.warmup(*asked)] == compiled
+    assert [name for name, made in registry.items() if made.ready] == compiled
+
+
+def test_kernels_are_registered_with_their_precision():
+    low = {name: made.precision for name, made in jit._registry.items() if made.precision != "f32"}
+    assert low == {
+        "multiply_pairs": "bf16", "pack_pairs": "bf16", "to_pairs": "bf16", "pair_rows": "bf16", "attend_pairs": "bf16",
+        "multiply_bytes": "int8", "pack_bytes": "int8", "to_bytes": "int8",
+        "transform_inputs_pairs": "bf16", "multiply_tiles_pairs": "bf16",
+        "transform_inputs_bytes": "int8", "multiply_tiles_bytes": "int8", "measure_filters": "int8",
+    }  # fmt: skip
 
 
 def test_two_processes_compile_all(tmp_path):
@@ -187,7 +251,7 @@ def test_two_processes_compile_all(tmp_path):
 
 def test_a_second_process_that_fails_is_replaced(monkeypatch):
     class Fake:
-        ready = False
+        precision, ready = "f32", False
 
         def compile(self):
             self.ready = True

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import gemm, low_rank, winograd
-from kernels.gemm import Geometry
+from kernels import driver, low_rank, winograd
+from kernels.driver import Geometry
+from kernels.emit import LANES
 from kernels.product import WIDTH
-from kernels.simd import LANES
 from tests import reference
 from tests.kernels.common import (
+    BF16,
     STORED,
     assert_close,
     assert_same_bits,
@@ -23,7 +24,7 @@ from tests.kernels.common import (
     store,
 )
 
-SMALL, CHUNK = winograd._SMALL_CHUNK, winograd._CHUNK
+SMALL, CHUNK = winograd.SMALL_CHUNK, winograd._CHUNK
 
 
 def pair(rank: int, n: int, *columns: int, seed: int = 10, how: str = "f32") -> tuple[np.ndarray, np.ndarray, float]:
@@ -81,6 +82,49 @@ def test_several_inputs(widths):
     assert_close(kernels.linear(parts, kernels.pack_linear(w)), expected, product_tolerance(k))
 
 
+@pytest.mark.parametrize("how", [*STORED, "int8"])
+@pytest.mark.parametrize("shape", [(1, 1), (71, 83), (130, 5), (9, 7, 3, 3), (6, 4, 1, 1)], ids=str)
+def test_merge(shape, how):
+    """The sum that the twin makes, in new memory; the weight that it was made of stays as it is."""
+    w = store(normal(1, *shape), how)
+    pairs = [pair(3, shape[0], *shape[1:]), (*pair(5, shape[0], *shape[1:], seed=20)[:2], -0.5)]
+    adapted, expected = adapt(w, *pairs)
+    before = reference.widen(w)
+    merged = kernels.merge(adapted)
+    assert_close(merged, expected, product_tolerance(8))
+    assert merged.flags.c_contiguous
+    merged[:] = 0
+    assert_same_bits(reference.widen(w), before)
+    assert_close(kernels.merge(adapted), expected, product_tolerance(8))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_merged_weights_do_what_adapted_ones_do(gated):
+    x, w = normal(0, 13, 50), normal(1, 70, 50)
+    adapted = kernels.add_low_rank(w, [pair(7, 70, 50)], gated=gated)
+    activation = "geglu" if gated else None
+    expected = kernels.linear(x, adapted, activation=activation)
+    assert_close(kernels.linear(x, kernels.merge(adapted), activation=activation), expected, 3 * product_tolerance(50))
+
+
+@BF16
+def test_merged_weights_in_bf16():
+    x, (w, merged) = normal(0, 13, 50), adapt(normal(1, 70, 50), pair(7, 70, 50))
+    found = kernels.linear(x, kernels.merge(w), precision="bf16")
+    assert_close(found, reference.linear(x, merged, precision="bf16"), 2.0**-8)  # a last bit of w may round away
+
+
+@pytest.mark.parametrize("rank", [1, 5, 64])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (13, 37, 65), (100, 769, 20)])
+def test_quantized_linear(m, k, n, rank):
+    x, w = normal(0, m, k), kernels.quantize(normal(1, n, k))
+    adapted, merged = adapt(w, pair(rank, n, k))
+    assert adapted.stored is w
+    found = kernels.linear(x, adapted)
+    assert_close(found, reference.linear(x, merged), product_tolerance(k))
+    assert_same_bits(kernels.linear(x, kernels.pack_linear(adapted)), found)
+
+
 @pytest.mark.parametrize("how", STORED)
 @pytest.mark.parametrize("how_update", ["f32", "f16", "bf16"])
 def test_stored(how, how_update):
@@ -109,8 +153,8 @@ def test_an_update_of_nothing_changes_nothing():
 def test_the_blocking_changes_nothing(rows, monkeypatch):
     x, (w, _) = normal(0, 250, 400), adapt(normal(1, 334, 400), pair(20, 334, 400))
     expected = kernels.linear(x, w)
-    monkeypatch.setattr(gemm, "_PACK_ROWS", rows)
-    monkeypatch.setattr(gemm, "_GROUP", 3 * 400 * WIDTH * 4)
+    monkeypatch.setattr(driver, "_PACK_ROWS", rows)
+    monkeypatch.setattr(driver, "_GROUP", 3 * 400 * WIDTH * 4)
     assert_same_bits(kernels.linear(x, w), expected)
 
 
@@ -159,6 +203,19 @@ def test_conv2d(case, rank, apart, monkeypatch):
     assert_close(packed, expected, allowed)
     if not apart or algorithm != "direct":
         assert_same_bits(packed, found)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["merged", "apart"])
+@pytest.mark.parametrize("case", ["3x3", "tiles of 4x4", "phases"])
+def test_quantized_conv2d(case, apart, monkeypatch):
+    monkeypatch.setattr(low_rank, "_APART", 0.0 if apart else math.inf)
+    x_shape, w_shape, _, _, upsample, algorithm = CONVOLUTIONS[case]
+    x, w = normal(0, *x_shape), kernels.quantize(normal(1, *w_shape))
+    adapted, merged = adapt(w, pair(5, w_shape[0], *w_shape[1:]))
+    expected = reference.conv2d(x, merged, upsample=upsample)
+    for weight in (adapted, kernels.pack_conv2d(adapted)):
+        found = kernels.conv2d(x, weight, upsample=upsample, algorithm=algorithm)
+        assert_close(found, expected, tolerance(x_shape[3], algorithm))
 
 
 def test_which_convolutions_keep_the_update_apart():

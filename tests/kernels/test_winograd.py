@@ -11,9 +11,9 @@ import pytest
 
 import kernels
 from kernels import arrays, winograd
-from kernels.gemm import Geometry
+from kernels.driver import Geometry
+from kernels.emit import LANES
 from kernels.product import WIDTH
-from kernels.simd import LANES
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -26,7 +26,7 @@ from tests.kernels.common import (
     store,
 )
 
-CHUNK, TILES = winograd._SMALL_CHUNK, winograd._TILES
+CHUNK, BLOCK = winograd.SMALL_CHUNK, winograd.BLOCK
 RAGGED = WIDTH + LANES  # output channels that fill one panel and part of a second one
 
 conv2d = partial(kernels.conv2d, algorithm="winograd4")
@@ -181,7 +181,7 @@ def test_the_size_of_a_batch_changes_nothing(case, blocks, monkeypatch):
     x, w, b = normal(0, n, height, width, c_in), normal(1, c_out, c_in, 3, 3), normal(2, n, c_out)
     out = normal(3, *reference.conv2d(x, w, b, padding=padding, upsample=upsample).shape)
     expected = conv2d(x, w, b, padding=padding, upsample=upsample, out=out.copy(), accumulate=True)
-    monkeypatch.setattr(winograd, "_BATCH", blocks * 36 * 4 * c_in * TILES)
+    monkeypatch.setattr(winograd, "_BATCH", blocks * 4 * c_in * BLOCK)
     conv2d(x, w, b, padding=padding, upsample=upsample, out=out, accumulate=True)
     assert_same_bits(out, expected)
 
@@ -189,7 +189,7 @@ def test_the_size_of_a_batch_changes_nothing(case, blocks, monkeypatch):
 def test_the_size_of_a_batch_changes_nothing_for_enlarged_images(monkeypatch):
     x, w, b = normal(0, 3, 11, 19, CHUNK + 3), normal(1, RAGGED, CHUNK + 3, 3, 3), normal(2, 3, RAGGED)
     expected = phases(x, w, b)
-    monkeypatch.setattr(winograd, "_BATCH", 25 * 4 * (CHUNK + 3) * TILES)
+    monkeypatch.setattr(winograd, "_BATCH", 25 * 4 * (CHUNK + 3) * (BLOCK // 25))
     assert_same_bits(phases(x, w, b), expected)
 
 
