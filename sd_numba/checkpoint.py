@@ -35,7 +35,7 @@ PICKLE_FILE_ADVICE = (
 # with `text_model.`). The first pattern that matches counts; None: the tensor is not used.
 RENAMES: tuple[tuple[str, str | None], ...] = (
     (r"(text_model\.)?embeddings\.position_ids", None),  # just 0 .. 76
-    (r"text_projection\.weight", None),  # behind the output that Stable Diffusion uses
+    (r"text_projection\.weight(_scale)?", None),  # behind the output that Stable Diffusion uses
     (r"((embeddings|encoder\.layers|final_layer_norm)\..+)", r"text_model.\1"),
     (r"((?:en|de)coder\.mid_block\.attentions\.\d+)\.query\.(\w+)", r"\1.to_q.\2"),  # VAE before diffusers 0.17
     (r"((?:en|de)coder\.mid_block\.attentions\.\d+)\.key\.(\w+)", r"\1.to_k.\2"),

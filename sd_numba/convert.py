@@ -1,15 +1,24 @@
 """Writing models: another dtype, another layout, tensor by tensor, so that memory holds next to nothing.
 
 A file or folder appears under its name only when it is complete. Values are rounded to the nearest, ties to even.
+
+In int8 are the weights of linear layers and convolutions of the UNet and the text encoder, with a scale for each output
+channel (see `join_scales`). Weights are float16 there that are small or matter for every pixel: those of the first and
+the last convolution, of embeddings and of rows of few values; and so is the whole autoencoder.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from . import single_file
 from .checkpoint import CLASSES, PIPELINE, kind_of
@@ -18,7 +27,7 @@ from .headers import read_header, read_metadata
 from .model import NETWORKS, Model, expected_shapes, open_model
 from .pipeline import with_prediction_type
 from .storage import DTYPES, Entry, check_space, unfinished, write_safetensors
-from .tensors import map_file, tensor_view
+from .tensors import SCALED, map_file, read_scales, tensor_view
 from .text_encoder import TextEncoderConfig
 from .unet import UNetConfig
 from .vae import VaeConfig
@@ -29,6 +38,9 @@ WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+# Weights that stay float16 in an int8 model.
+FLOATS = re.compile(r"(conv_in|conv_out|input_blocks\.0\.0|out\.2)\.weight|.*embed(ding)?s?\..*")
+ROUNDED_ROW = 64  # values of a row that can be int8, at least
 Progress = Generator[tuple[int, int], None, None]  # bytes written so far, and in all
 
 
@@ -41,8 +53,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
         A model's folder or single file; or another safetensors file (a VAE, a LoRA), which keeps its names.
     target
         Where to write: a file if the name ends in ``.safetensors``, else a folder in diffusers layout. Must not exist.
-    dtype : {"f32", "f16", "bf16"}, optional
-        Of all weights; None keeps what they are.
+    dtype : {"f32", "f16", "bf16", "int8"}, optional
+        Of all weights; None keeps what they are. ``int8`` is for whole models: weights of linear layers and
+        convolutions of the UNet and the text encoder, with a scale for each output channel; all others become float16.
 
     Returns
     -------
@@ -52,9 +65,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
     Raises
     ------
     ModelError
-        The source is damaged, has no such layout, or has values that float16 cannot hold.
+        The source is damaged, has no such layout, or has values that float16 or int8 cannot hold.
     InputError
-        The target exists, or cannot be written.
+        The target exists, or cannot be written; or int8 is wanted of what is no whole model.
     """
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in DTYPES:
@@ -66,13 +79,16 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
     to_file = target.suffix == ".safetensors"
     if not to_file and target.suffix in (".ckpt", ".pt", ".bin", ".gguf"):
         raise InputError(f"{target}: models are written as .safetensors files or as folders; choose such a name")
+    if source.is_file() and not (kind := kind_of(read_header(source))).supported:
+        if not to_file:
+            raise InputError(
+                f"{source}: found {kind.title}, which has no folder; choose a target that ends in .safetensors"
+            )
+        if dtype == "int8":
+            raise InputError(f"{source}: found {kind.title}, expected a whole model for int8; choose f32, f16 or bf16")
     if to_file and source.is_file():
         tensors, metadata = _same_names(source)
         return _write_file(target, tensors, dtype, metadata)
-    if source.is_file() and not (kind := kind_of(read_header(source))).supported:
-        raise InputError(
-            f"{source}: found {kind.title}, which has no folder; choose a target that ends in .safetensors"
-        )
     model = with_prediction_type(open_model(source))
     if to_file:
         return _write_file(target, single_tensors(model), dtype, _single_metadata(model))
@@ -84,16 +100,32 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
 
 def _same_names(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     header, mapped = read_header(path), map_file(path)
-    entries = {
-        name: Entry(info.dtype, info.shape, (tensor_view(info, mapped).reshape(-1),))
-        for name, info in header.items()
-        if not name.startswith(single_file.EMA)
-    }
+    entries = {}
+    for name, info in header.items():
+        if name.startswith(single_file.EMA):
+            continue
+        try:
+            scales = read_scales(info, mapped, (info.scales, mapped)) if info.scales else None
+        except ModelError as error:
+            raise ModelError(f"{path}: tensor {name!r:.80}: {error}") from None
+        values = tensor_view(info, mapped).reshape(-1)
+        prefix = next((prefix for prefix in (single_file.UNET, single_file.TEXT) if name.startswith(prefix)), None)
+        rounded = prefix is not None and _is_rounded(name.removeprefix(prefix), info.shape)
+        entries[name] = Entry(info.dtype, info.shape, (values,), scales, rounded)
     return entries, read_metadata(path)
 
 
-def _entry(weights: Weights, name: str, shape: tuple[int, ...]) -> Entry:
-    return Entry(weights.info(name).dtype, shape, (weights.raw(name).reshape(-1),))
+def _is_rounded(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of the UNet or the text encoder is int8 in an int8 model, by its name in either layout."""
+    if len(shape) not in {2, 4} or not name.endswith("weight") or FLOATS.fullmatch(name):
+        return False
+    return shape[0] > 0 and math.prod(shape[1:]) >= ROUNDED_ROW
+
+
+def _entry(weights: Weights, component: str, name: str, shape: tuple[int, ...]) -> Entry:
+    dtype, values = weights.info(name).dtype, weights.raw(name).reshape(-1)
+    scales = weights.scales(name) if dtype == SCALED else None
+    return Entry(dtype, shape, (values,), scales, component != "vae" and _is_rounded(name, shape))
 
 
 def _component(model: Model, component: str) -> dict[str, Entry]:
@@ -101,7 +133,7 @@ def _component(model: Model, component: str) -> dict[str, Entry]:
     weights = model.weights(component)
     shapes = expected_shapes(component, getattr(model, component))
     take_all(weights, shapes)
-    return {name: _entry(weights, name, shape) for name, shape in shapes.items()}
+    return {name: _entry(weights, component, name, shape) for name, shape in shapes.items()}
 
 
 def single_tensors(model: Model) -> dict[str, Entry]:
@@ -118,17 +150,19 @@ def single_tensors(model: Model) -> dict[str, Entry]:
             result[single_file.PREFIXES[component] + table.to_single(name)] = _as_convolution(component, name, entry)
     text = _component(model, "text_encoder")
     prefix = single_file.TEXT + (single_file.OPENCLIP if openclip else single_file.CLIP)
-    return result | {prefix + name: entry for name, entry in (_openclip(text) if openclip else text).items()}
+    if openclip:
+        text = _openclip(text, model.path)
+    return result | {prefix + name: entry for name, entry in text.items()}
 
 
 def _as_convolution(component: str, name: str, entry: Entry) -> Entry:
     """The projections of the autoencoder's attention are stored as 1x1 convolutions there."""
     if component == "vae" and ".attentions." in name and len(entry.shape) == 2:
-        return Entry(entry.stored, (*entry.shape, 1, 1), entry.parts)
+        return replace(entry, shape=(*entry.shape, 1, 1))
     return entry
 
 
-def _openclip(text: Mapping[str, Entry]) -> dict[str, Entry]:
+def _openclip(text: Mapping[str, Entry], path: Path) -> dict[str, Entry]:
     """Rename the tensors of a text encoder, and join the projections of its attention."""
     table = single_file.openclip_names(sum(name.endswith(".layer_norm1.weight") for name in text))
     result = {}
@@ -139,9 +173,20 @@ def _openclip(text: Mapping[str, Entry]) -> dict[str, Entry]:
             continue
         if projection == "q_proj":
             parts = [text[f"{module}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            if len({part.stored for part in parts}) > 1:
+                raise ModelError(
+                    f"{path}: {module}.self_attn: found projections of dtypes {', '.join(p.stored for p in parts)}, "
+                    "which are one tensor in a single file; convert it to a folder in f16 first"
+                )
             shape = (3 * entry.shape[0], *entry.shape[1:])
             joint = table.to_single(f"{module}.{kind}").removesuffix(kind) + f"attn.in_proj_{kind}"
-            result[joint] = Entry(entry.stored, shape, tuple(part.parts[0] for part in parts))
+            scales = [part.scales for part in parts if part.scales is not None]
+            result[joint] = replace(
+                entry,
+                shape=shape,
+                parts=tuple(part.parts[0] for part in parts),
+                scales=np.concatenate(scales) if scales else None,
+            )
         else:
             result[table.to_single(name).replace("positional_embedding.weight", "positional_embedding")] = entry
     return result

@@ -17,7 +17,7 @@ from .lora import group_names, network_of
 from .metadata import read_parameters
 from .model import NETWORKS, Model, find_path, open_model
 from .single_file import EMA, PREFIXES
-from .tensors import TensorInfo
+from .tensors import TensorInfo, join_scales
 from .weights import Weights
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -47,7 +47,7 @@ class Contents:
         return cls(
             len(tensors),
             sum(math.prod(info.shape) for info in tensors),
-            sum(info.nbytes for info in tensors),
+            sum(info.nbytes + (info.scales.nbytes if info.scales else 0) for info in tensors),
             dict(Counter(info.dtype for info in tensors).most_common()),
         )
 
@@ -110,7 +110,7 @@ def _describe_scheduler(model: Model) -> str:
 
 
 def _describe_weights(files: list[Path]) -> str:
-    tensors = {name: info for file in files for name, info in read_header(file).items()}
+    tensors = join_scales({name: info for file in files for name, info in read_header(file).items()})
     kind = kind_of(tensors).title
     return f"{kind}: {Contents.of(tensors.values())}{f' in {len(files)} shards' if len(files) > 1 else ''}"
 

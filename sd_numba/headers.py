@@ -22,7 +22,7 @@ import numpy as np
 from .checkpoint import PICKLE_FILE_ADVICE
 from .errors import ModelError
 from .gguf import MAGIC, read_gguf_header
-from .tensors import EXPECTED_DTYPES, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo, map_file
+from .tensors import EXPECTED_DTYPES, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo, join_scales, map_file
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
@@ -33,7 +33,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Returns
     -------
     dict
-        Name -> ``TensorInfo``, in the order of the data.
+        Name -> ``TensorInfo``, in the order of the data; scales of int8 weights are part of theirs.
 
     Raises
     ------
@@ -43,10 +43,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     path = Path(path)
     if _is_gguf(path):
         with map_file(path) as data:
-            return read_gguf_header(path, data)
+            return join_scales(read_gguf_header(path, data))
     header, base = _load_header(path)
     header.pop("__metadata__", None)
-    return _check_layout(path, header, base, path.stat().st_size)
+    return join_scales(_check_layout(path, header, base, path.stat().st_size))
 
 
 def _is_gguf(path: Path) -> bool:

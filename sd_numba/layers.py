@@ -5,6 +5,9 @@ over prefixes. A weight stays the view that ``weights.take`` gives, in the dtype
 ``weights.packed`` asks for packed copies; kernels add the low-rank updates (LoRA) that ``weights.updates`` gives.
 Biases and norm weights are widened to float32 once: they are small.
 
+Products are as precise as ``weights.precision`` says, or more where a layer needs it or the CPU lacks the instructions.
+Those of bytes need weights of bytes, which are made here unless the file has them.
+
 Activations are float32, C-contiguous, channels last: ``(n, h, w, c)`` or ``(n, t, c)``.
 """
 
@@ -20,6 +23,7 @@ from .errors import InputError
 
 Parts = np.ndarray | tuple[np.ndarray, ...]  # one array, or several as if concatenated along their last axis
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
+PRECISIONS = ("f32", "bf16", "int8")  # from the finest to the coarsest
 Update = tuple[np.ndarray, np.ndarray, float]  # up (n, r), down (r, k) or (r, c_in, kh, kw), and scale
 
 
@@ -27,13 +31,18 @@ class WeightSource(Protocol):
     """Where layers take their weights from: ``Weights``, or ``ShapeRecorder`` which holds none."""
 
     packed: bool
+    precision: str
 
     def __contains__(self, name: object) -> bool:
         """Whether it holds a tensor of this name."""
         ...
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Give the tensor of this name, which must have this shape."""
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray | kernels.QuantizedWeight:
+        """Give the weight of a layer, which must have this shape."""
+        ...
+
+    def take_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Give another tensor, which must have this shape."""
         ...
 
     def updates(self, prefix: str) -> list[Update]:
@@ -43,15 +52,31 @@ class WeightSource(Protocol):
 
 def take_vector(weights: WeightSource, name: str, c: int) -> np.ndarray:
     """Float32 copy of a bias or norm weight of shape ``(c,)``."""
-    return kernels.widen(weights.take(name, (c,)))
+    return kernels.widen(weights.take_array(name, (c,)))
 
 
-def adapt(weights: WeightSource, prefix: str, w: np.ndarray, gated: bool = False) -> np.ndarray | kernels.AdaptedWeight:
+def products(weights: WeightSource, coarsest: str = "int8") -> str:
+    """Return the precision of a layer's products: the one asked for, but no coarser than the layer bears."""
+    wanted = min(weights.precision, coarsest, key=PRECISIONS.index)
+    return wanted if wanted in kernels.precisions() else "f32"
+
+
+def adapt(
+    weights: WeightSource, prefix: str, w: np.ndarray | kernels.QuantizedWeight, gated: bool = False
+) -> kernels.StoredWeight:
     """Return the weight w of the layer of this name, with its low-rank updates if it has any."""
-    pairs = [
-        (up.reshape(len(w), -1), down.reshape(-1, *w.shape[1:]), scale) for up, down, scale in weights.updates(prefix)
-    ]
+    n, *rest = w.shape
+    pairs = [(up.reshape(n, -1), down.reshape(-1, *rest), scale) for up, down, scale in weights.updates(prefix)]
     return kernels.add_low_rank(w, pairs, gated=gated) if pairs else w
+
+
+def fit(w: kernels.StoredWeight, precision: str) -> kernels.StoredWeight:
+    """Return a weight as the products of linear layers need it: coarser ones add no updates, and bytes need bytes."""
+    if precision == "f32":
+        return w
+    if isinstance(w, kernels.AdaptedWeight):
+        return kernels.quantize(kernels.merge(w)) if precision == "int8" else kernels.narrow(kernels.merge(w))
+    return kernels.quantize(w) if precision == "int8" and isinstance(w, np.ndarray) else w
 
 
 class Linear:
@@ -69,6 +94,8 @@ class Linear:
         The weight is stored as that of a 1x1 convolution, ``(n, k, 1, 1)``.
     activation : str, optional
         One of those of `kernels.linear`.
+    coarsest : str
+        The coarsest precision of products that the layer bears.
     """
 
     def __init__(
@@ -80,18 +107,22 @@ class Linear:
         bias: bool = True,
         as_conv: bool = False,
         activation: str | None = None,
+        coarsest: str = "int8",
     ) -> None:
         w = weights.take(f"{prefix}.weight", (n, k, 1, 1) if as_conv else (n, k)).reshape(n, k)
         gated = activation == "geglu"
-        self.weight: Any = adapt(weights, prefix, w, gated)
+        self.precision, self.activation = products(weights, coarsest), activation
+        self.weight: Any = fit(adapt(weights, prefix, w, gated), self.precision)
         if weights.packed:
-            self.weight = kernels.pack_linear(self.weight, gated=gated)
-        self.activation = activation
+            self.weight = kernels.pack_linear(self.weight, gated=gated, precision=self.precision)
         self.bias = take_vector(weights, f"{prefix}.bias", n) if bias else None
 
     def __call__(self, x: Parts, *, out: np.ndarray | None = None, accumulate: bool = False) -> np.ndarray:
         """Apply the layer; ``accumulate`` adds the result to ``out``."""
-        return kernels.linear(x, self.weight, self.bias, activation=self.activation, out=out, accumulate=accumulate)
+        return kernels.linear(
+            x, self.weight, self.bias,
+            activation=self.activation, out=out, accumulate=accumulate, precision=self.precision,
+        )  # fmt: skip
 
 
 class Conv2d:
@@ -109,6 +140,8 @@ class Conv2d:
     bias : bool
     activation : str, optional
         One of those of `kernels.conv2d`.
+    coarsest : str
+        The coarsest precision of products that the layer bears.
     """
 
     def __init__(
@@ -122,10 +155,14 @@ class Conv2d:
         padding: Padding | None = None,
         bias: bool = True,
         activation: str | None = None,
+        coarsest: str = "int8",
     ) -> None:
         w = weights.take(f"{prefix}.weight", (c_out, c_in, kernel, kernel))
         by_winograd = (kernel, stride) == (3, 1)  # the algorithm for these has no use for packed weights
+        self.precision = products(weights, coarsest if by_winograd else "f32")
         self.weight: Any = adapt(weights, prefix, w)
+        if self.precision == "int8":
+            self.weight = fit(self.weight, self.precision)
         if weights.packed and not by_winograd:
             self.weight = kernels.pack_conv2d(self.weight)
         self.bias = take_vector(weights, f"{prefix}.bias", c_out) if bias else None
@@ -152,6 +189,7 @@ class Conv2d:
         return kernels.conv2d(
             x, self.weight, b, self.stride, self.padding,
             upsample=upsample, out=out, accumulate=accumulate, activation=self.activation, algorithm=algorithm,
+            precision=self.precision,
         )  # fmt: skip
 
 
@@ -189,7 +227,7 @@ class Embedding:
     """Rows of ``<prefix>.weight (count, c)``, widened to float32 as they are looked up, and more rows behind them."""
 
     def __init__(self, weights: WeightSource, prefix: str, count: int, c: int) -> None:
-        self.weight = weights.take(f"{prefix}.weight", (count, c))
+        self.weight = weights.take_array(f"{prefix}.weight", (count, c))
         self.more = np.empty((0, c), np.float32)
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from .errors import ModelError
 from .headers import read_header, read_metadata
 from .single_file import Names
 from .tensors import WEIGHT_DTYPES, TensorInfo, map_file, tensor_view
+from .weights import is_layer
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Modules:
         for network, tensors in shapes.items():
             for name, shape in tensors.items():
                 module, _, kind = name.rpartition(".")
-                if kind != "weight" or len(shape) < 2 or "embeddings." in module:  # layers only
+                if kind != "weight" or not is_layer(name, shape):
                     continue
                 self.shapes[network, module] = shape
                 self._flat[network, _flat(module)] = module

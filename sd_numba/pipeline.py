@@ -5,6 +5,7 @@ The pipeline yields its steps, so that progress bars, previews and cancelling ne
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 
 import kernels
 
+from . import layers
 from .arguments import check_choice, check_prompts, check_size, check_whole, resolve_seeds
 from .embedding import read_embedding
 from .errors import InputError, ModelError
@@ -33,7 +35,12 @@ from .unet import EncodedContext, UNet
 from .vae import Vae
 from .weights import find_nonfinite
 
-PRECISIONS = ("f32",)
+log = logging.getLogger(__name__)
+
+PRECISIONS = (*layers.PRECISIONS, "auto")
+# The coarsest products that a part bears: texts are short, so theirs take no time that would count.
+COARSEST = {"text_encoder": "f32", "unet": "int8", "vae": "bf16"}
+PRODUCTS = {"f32": (), "bf16": ("bf16",), "int8": ("bf16", "int8")}  # precision -> those of products, beside float32
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 TILINGS = ("auto", "on", "off")
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -105,6 +112,8 @@ class StableDiffusionPipeline:
         The model's own sampler settings.
     name : str
         Name of the model, for metadata.
+    precision : {"f32", "bf16", "int8"}
+        Of the products, as this CPU does them.
     vae_tiling : {"auto", "on", "off"}
         Whether large pictures are decoded in strips, as `Vae.decode` does; ``auto``: if memory would be short.
     defaults : dict
@@ -123,8 +132,9 @@ class StableDiffusionPipeline:
     unet: UNet
     vae: Vae | TinyVae
 
-    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
         self.scheduler_config, self.name, self.vae_tiling = model.scheduler, model.name, "auto"
+        self.precision = precision
         self.defaults = {
             "num_inference_steps": 20,
             "guidance_scale": 7.5,
@@ -189,8 +199,10 @@ class StableDiffusionPipeline:
         model : path, optional
             Folder in diffusers layout, ``.safetensors`` file with everything in it, or id of a model that was
             downloaded; without it, the small model that comes with the package.
-        precision : {"f32"}
-            Arithmetic of the products.
+        precision : {"f32", "bf16", "int8", "auto"}
+            Of the products in the UNet and, if not ``f32``, in ``bf16`` those of the autoencoder: the coarser, the
+            faster. ``auto`` is the fastest that this CPU has instructions for; one that it lacks becomes ``f32``, with
+            a warning. ``int8`` makes weights of bytes, in memory, unless the file has them.
         weights : {"auto", "mmap", "packed"}
             Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
             whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
@@ -233,10 +245,10 @@ class StableDiffusionPipeline:
         So the command line can tell errors, and change the model, before it compiles.
         """
         check_choice("precision", precision, PRECISIONS)
-        return cls(open_model(model, vae, needs_vae=taesd is None), taesd)
+        return cls(open_model(model, vae, needs_vae=taesd is None), taesd, _able(precision))
 
     def prepare(self, weights: str = "auto") -> None:
-        """Pack weights as `from_pretrained` says, and find out what the UNet predicts if the model's file does not say.
+        """Make and pack weights as `from_pretrained` says; find out what the UNet predicts if its file does not say.
 
         Raises
         ------
@@ -246,9 +258,12 @@ class StableDiffusionPipeline:
         check_choice("weights", weights, WEIGHT_POLICIES)
         for part, source in self._weights.items():
             floats = sum(math.prod(source.info(name).shape) for name in source.names())
-            if not source.packed and (weights == "packed" or (weights == "auto" and 4 * floats < PACK_BELOW)):
-                source.packed = True
+            packed = weights == "packed" or (weights == "auto" and 4 * floats < PACK_BELOW)
+            precision = min(self.precision, COARSEST[part], key=layers.PRECISIONS.index)
+            if (packed, precision) != (source.packed, source.precision):
+                source.packed, source.precision = packed, precision
                 self._build(part)
+                source.release()  # what was packed or made bytes of
         if self.scheduler_config.get("prediction_type", "") is None:
             velocity = _predicts_velocity(self.unet)
             self.scheduler_config = {
@@ -509,6 +524,8 @@ class StableDiffusionPipeline:
             x, history = job.sampler.step(predicted, x, plan, index, history, normal)
             if not np.isfinite(x).all():
                 raise self._not_finite(f"step {index + 1} of {len(plan)}")
+            if index + 1 == len(plan):
+                self._weights["unet"].release()  # what decoding needs at most then does not come on top of these
             yield Step(index, len(plan), float(plan.timesteps[index]), x, time.perf_counter() - start)
 
     def _contexts(self, job: _Job) -> list[tuple[slice, EncodedContext]]:
@@ -518,6 +535,7 @@ class StableDiffusionPipeline:
         for first in range(0, len(texts), TEXTS):
             some = texts[first : first + TEXTS]
             encoded.update(zip(some, self.text_encoder(self.tokenizer(some)), strict=True))
+        self._weights["text_encoder"].release()
         if not all(np.isfinite(e).all() for e in encoded.values()):
             raise self._not_finite("the text encoder")
         pixels = (job.height // self.vae.factor) * (job.width // self.vae.factor)
@@ -584,6 +602,17 @@ class StableDiffusionPipeline:
             f"{where} gave NaN or infinite values, although all weights are finite; "
             "a lower guidance scale or another sampler may help"
         )
+
+
+def _able(precision: str) -> str:
+    """Return the precision that this CPU computes in if this one is wanted."""
+    able = kernels.precisions()
+    if precision == "auto":
+        return able[-1]
+    if precision in able:
+        return precision
+    log.warning("precision %s: this CPU has no instructions for it; computing in f32", precision)
+    return "f32"
 
 
 def _predicts_velocity(unet: UNet) -> bool:

@@ -21,10 +21,9 @@ import numpy as np
 import kernels
 
 from .errors import InputError, ModelError
-from .tensors import BLOCKS, NUMPY_DTYPES, WEIGHT_DTYPES
+from .tensors import BLOCK, BLOCKS, NUMPY_DTYPES, SCALED, SCALES, WEIGHT_DTYPES
 
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-BLOCK = 1 << 20  # values converted at a time
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "int8": SCALED}
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,44 @@ class Entry:
         Its dtype as safetensors files call it.
     shape : tuple of int
     parts : tuple of ndarray
-        Flat views of the stored values that it consists of, one after the other.
+        Flat views of the stored values that it consists of, one after the other: equal numbers of rows.
+    scales : ndarray, optional
+        Float32, one for each row, of int8 values.
+    rounded : bool
+        Whether it becomes int8 if that is wanted, and not float16.
     """
 
     stored: str
     shape: tuple[int, ...]
     parts: tuple[np.ndarray, ...]
+    scales: np.ndarray | None = None
+    rounded: bool = False
 
     def dtype(self, wanted: str | None) -> str:
         """Dtype to write if this one of `DTYPES` is wanted: None, and what is no weight, stays as it is stored.
 
-        But quantised values become float16, unless something else is wanted.
+        But values in blocks become float16, unless something else is wanted.
         """
         if self.stored in BLOCKS:
-            return DTYPES[wanted or "f16"]
-        return DTYPES[wanted] if wanted and self.stored in (*WEIGHT_DTYPES, "F64") else self.stored
+            wanted = wanted or "f16"
+        elif wanted is None or (self.stored not in (*WEIGHT_DTYPES, "F64") and self.scales is None):
+            return self.stored
+        keeps = wanted == "int8" and self.scales is None and not self.rounded
+        return DTYPES["f16" if keeps else wanted]
+
+    def tensors(self, name: str, wanted: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Names of the tensors to write -> dtype and shape: it, and the scales of int8 values."""
+        dtype = self.dtype(wanted)
+        scaled = dtype == SCALED and (self.scales is not None or self.stored != SCALED)
+        return {name: (dtype, self.shape)} | ({name + SCALES: ("F32", (self.shape[0], 1))} if scaled else {})
 
     def nbytes(self, wanted: str | None) -> int:
         """Bytes to write."""
-        return math.prod(self.shape) * item_bytes(self.dtype(wanted))
+        return sum(_nbytes(*tensor) for tensor in self.tensors("", wanted).values())
 
 
-def item_bytes(dtype: str) -> int:
-    """Bytes of a value."""
-    return np.dtype(NUMPY_DTYPES[dtype]).itemsize
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
 
 
 def write_safetensors(
@@ -71,48 +84,89 @@ def write_safetensors(
     Raises
     ------
     ModelError
-        A value is too large for float16.
+        A value is too large for float16, or is none that int8 can hold; or other weights than int8 have scales.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    written: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for key, entry in tensors.items():
+        several = entry.tensors(key, dtype)
+        if any(name != key and name in tensors for name in several):
+            raise ModelError(f"tensor {key}: found {entry.stored} with scales, expected only I8 to have them")
+        written |= several
     # The largest items first, so that every tensor starts at a multiple of its item's size.
-    order = sorted(tensors, key=lambda name: (-item_bytes(tensors[name].dtype(dtype)), name))
-    end = 0
+    order = sorted(written, key=lambda name: (-_nbytes(written[name][0], ()), name))
+    end, places = 0, {}
     for name in order:
-        entry = tensors[name]
-        begin, end = end, end + entry.nbytes(dtype)
-        header[name] = {"dtype": entry.dtype(dtype), "shape": entry.shape, "data_offsets": [begin, end]}
+        places[name], end = end, end + _nbytes(*written[name])
+        header[name] = {"dtype": written[name][0], "shape": written[name][1], "data_offsets": [places[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        done = 0
-        for name in order:
-            entry = tensors[name]
-            for part in entry.parts:
-                step = BLOCK // (BLOCKS[entry.stored][0] if entry.stored in BLOCKS else 1)
-                for begin in range(0, part.size, step):
-                    done += file.write(_converted(part[begin : begin + step], entry.dtype(dtype), entry.stored, name))
-                    yield done
+        base, done = file.tell(), 0
+        for name in filter(tensors.__contains__, order):
+            for piece, data in _pieces(tensors[name], name, dtype):
+                file.seek(base + places[piece])
+                places[piece] += file.write(data)
+                done += len(data)
+                yield done
         file.flush()
         os.fsync(file.fileno())
 
 
+def _pieces(entry: Entry, name: str, wanted: str | None) -> Iterator[tuple[str, bytes]]:
+    """Give a tensor in pieces, each with its name; and in turn with them, those of its scales."""
+    dtype, (_, *scales_name) = entry.dtype(wanted), entry.tensors(name, wanted)
+    if entry.scales is None and not scales_name:
+        for part in entry.parts:
+            step = BLOCK // (BLOCKS[entry.stored][0] if entry.stored in BLOCKS else 1)
+            for begin in range(0, part.size, step):
+                yield name, _converted(part[begin : begin + step], dtype, entry.stored, name)
+        return
+    row, rows = math.prod(entry.shape[1:]), entry.shape[0] // len(entry.parts)
+    step = max(1, BLOCK // max(1, row))
+    for i, part in enumerate(entry.parts):
+        table = part.reshape(rows, part.size // max(1, rows))
+        for begin in range(0, rows, step):
+            some = table[begin : begin + step]
+            if entry.scales is None:
+                values, scales = _quantized(_widened(some, entry.stored).reshape(-1, row), name)
+            else:
+                first = i * rows + begin
+                values, scales = some, entry.scales[first : first + len(some)]
+            if scales_name:
+                yield name, values.tobytes()
+                yield scales_name[0], scales.tobytes()
+            else:
+                yield name, _narrowed(values * scales[:, np.newaxis], dtype, name)
+
+
+def _quantized(wide: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Round rows to int8, the largest value of each to 127; also give their scales."""
+    weight = kernels.quantize(wide)
+    if not np.isfinite(weight.scales).all():
+        raise ModelError(f"tensor {name}: holds NaN or infinite values, which int8 cannot; download it again")
+    return weight.values, weight.scales
+
+
 def _converted(values: np.ndarray, wanted: str, stored: str, name: str) -> bytes:
-    """Give values in another dtype, rounded to the nearest, ties to even."""
-    if wanted == stored:
-        return values.tobytes()
+    """Give values in another dtype."""
+    return values.tobytes() if wanted == stored else _narrowed(_widened(values, stored), wanted, name)
+
+
+def _widened(values: np.ndarray, stored: str) -> np.ndarray:
+    """Give values as float32."""
     if stored in BLOCKS:
-        wide = (values["values"] * values["scale"].astype(np.float32)[:, None]).reshape(-1)
-    elif stored == "F64":
-        wide = values.astype(np.float32)
-    else:
-        wide = kernels.widen(values)
+        return values["values"] * values["scale"].astype(np.float32)[..., None]
+    return values.astype(np.float32) if stored == "F64" else kernels.widen(values)
+
+
+def _narrowed(wide: np.ndarray, wanted: str, name: str) -> bytes:
+    """Give float32 values in another dtype, rounded to the nearest, ties to even."""
     if wanted == "F32":
         return wide.tobytes()
     if wanted == "BF16":
-        bits = wide.view(np.uint32)
-        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        return np.where(np.isnan(wide), 0x7FC0, rounded).astype(np.uint16).tobytes()
+        return kernels.narrow(wide).tobytes()
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float16)
     if (np.isinf(narrow) & np.isfinite(wide)).any():

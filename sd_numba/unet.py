@@ -20,7 +20,7 @@ import numpy as np
 import kernels
 
 from .errors import InputError
-from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Padding, Parts, WeightSource, to_nchw, to_nhwc
+from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Padding, Parts, WeightSource, products, to_nchw, to_nhwc
 from .unet_config import UNetConfig
 
 __all__ = ["EncodedContext", "UNet", "UNetConfig", "timestep_embedding"]
@@ -62,8 +62,8 @@ class TimestepEmbedding:
     """Two linear layers, each with a SiLU."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int, c_time: int) -> None:
-        self.linear_1 = Linear(weights, f"{prefix}.linear_1", c, c_time, activation="silu")
-        self.linear_2 = Linear(weights, f"{prefix}.linear_2", c_time, c_time, activation="silu")
+        self.linear_1 = Linear(weights, f"{prefix}.linear_1", c, c_time, activation="silu", coarsest="f32")
+        self.linear_2 = Linear(weights, f"{prefix}.linear_2", c_time, c_time, activation="silu", coarsest="f32")
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
         """Give ``(n, c_time)`` for sinusoids ``(n, c)``, with the SiLU on it that every user of it starts with."""
@@ -77,11 +77,14 @@ class ResnetBlock:
         groups, eps = config.norm_num_groups, config.norm_eps
         self.norm1 = GroupNorm(weights, f"{prefix}.norm1", groups, c_in, eps, silu=True)
         self.conv1 = Conv2d(weights, f"{prefix}.conv1", c_in, c_out)
-        self.time_emb_proj = Linear(weights, f"{prefix}.time_emb_proj", config.time_embedding_dim, c_out)
+        self.time_emb_proj = Linear(
+            weights, f"{prefix}.time_emb_proj", config.time_embedding_dim, c_out, coarsest="f32"
+        )
         self.norm2 = GroupNorm(weights, f"{prefix}.norm2", groups, c_out, eps, silu=True)
         self.conv2 = Conv2d(weights, f"{prefix}.conv2", c_out, c_out)
-        same = c_in == c_out
-        self.conv_shortcut = None if same else Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True)
+        self.conv_shortcut = None
+        if c_in != c_out:  # bytes would lose most here: no norm has made the channels alike
+            self.conv_shortcut = Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True, coarsest="bf16")
 
     def __call__(self, x: Parts, time: np.ndarray) -> np.ndarray:
         """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)`` and ``time (n, c_time)``; ``x`` stays as it is."""
@@ -104,7 +107,7 @@ class Attention:
         self.to_k = Linear(weights, f"{prefix}.to_k", c_context, c, bias=False)
         self.to_v = Linear(weights, f"{prefix}.to_v", c_context, c, bias=False)
         self.to_out = Linear(weights, f"{prefix}.to_out.0", c, c)
-        self.prefix, self.heads = prefix, heads
+        self.prefix, self.heads, self.precision = prefix, heads, products(weights)
 
     def encode(self, context: np.ndarray) -> KeysValues:
         """Keys and values ``(n, t, c)`` of ``context (n, t, c_context)``."""
@@ -112,7 +115,7 @@ class Attention:
 
     def __call__(self, h: np.ndarray, keys_values: KeysValues, x: np.ndarray) -> None:
         """Add what ``h (n, t, c)`` finds to the residual stream ``x (n, t, c)``."""
-        h = kernels.attention(self.to_q(h), *keys_values, self.heads)
+        h = kernels.attention(self.to_q(h), *keys_values, self.heads, precision=self.precision)
         self.to_out(h, out=x, accumulate=True)
 
 
@@ -159,12 +162,13 @@ class Transformer:
         inner = c // heads * heads
         as_conv = not config.use_linear_projection
         self.norm = GroupNorm(weights, f"{prefix}.norm", config.norm_num_groups, c, TRANSFORMER_EPS)
-        self.proj_in = Linear(weights, f"{prefix}.proj_in", c, inner, as_conv=as_conv)
+        # These bear bytes worse than what is inside: see the quality of precisions in bench/RESULTS.md.
+        self.proj_in = Linear(weights, f"{prefix}.proj_in", c, inner, as_conv=as_conv, coarsest="bf16")
         self.transformer_blocks = [
             TransformerBlock(weights, f"{prefix}.transformer_blocks.{i}", inner, config.cross_attention_dim, heads)
             for i in range(config.transformer_layers_per_block[level])
         ]
-        self.proj_out = Linear(weights, f"{prefix}.proj_out", inner, c, as_conv=as_conv)
+        self.proj_out = Linear(weights, f"{prefix}.proj_out", inner, c, as_conv=as_conv, coarsest="bf16")
 
     def __call__(self, x: np.ndarray, context: EncodedContext) -> np.ndarray:
         """Update ``x (n, h, w, c)`` in place, or a copy repeated to the batch of the context."""
@@ -289,7 +293,9 @@ class UNet:
     def __init__(self, weights: WeightSource, config: UNetConfig) -> None:
         self.config = config
         channels, levels = config.block_out_channels, range(len(config.block_out_channels))
-        self.conv_in = Conv2d(weights, "conv_in", config.in_channels, channels[0], config.conv_in_kernel)
+        self.conv_in = Conv2d(
+            weights, "conv_in", config.in_channels, channels[0], config.conv_in_kernel, coarsest="f32"
+        )
         self.time_embedding = TimestepEmbedding(weights, "time_embedding", channels[0], config.time_embedding_dim)
         self.down_blocks = [DownBlock(weights, f"down_blocks.{i}", i, config) for i in levels]
         self.mid_block = MidBlock(weights, "mid_block", config)
@@ -297,7 +303,9 @@ class UNet:
         self.conv_norm_out = GroupNorm(
             weights, "conv_norm_out", config.norm_num_groups, channels[0], config.norm_eps, silu=True
         )
-        self.conv_out = Conv2d(weights, "conv_out", channels[0], config.out_channels, config.conv_out_kernel)
+        self.conv_out = Conv2d(
+            weights, "conv_out", channels[0], config.out_channels, config.conv_out_kernel, coarsest="f32"
+        )
 
     def encode_context(self, context: np.ndarray) -> EncodedContext:
         """Compute what depends on the text alone: once a prompt instead of once a step.

@@ -20,7 +20,7 @@ import kernels
 
 from .config import MAX_LAYERS, ConfigReader
 from .errors import InputError
-from .layers import Conv2d, GroupNorm, Linear, WeightSource, to_nchw, to_nhwc
+from .layers import Conv2d, GroupNorm, Linear, WeightSource, products, to_nchw, to_nhwc
 from .strips import decode_in_strips
 
 EPS = 1e-6  # of every group norm
@@ -120,13 +120,14 @@ class Attention:
         self.to_k = Linear(weights, f"{prefix}.to_k", c, c)
         self.to_v = Linear(weights, f"{prefix}.to_v", c, c)
         self.to_out = Linear(weights, f"{prefix}.to_out.0", c, c)
+        self.precision = products(weights)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Add the attention within ``x (n, h, w, c)`` to ``x`` itself."""
         n, h, w, c = x.shape
         stream = x.reshape(n, h * w, c)
         normed = self.group_norm(stream)
-        found = kernels.attention(self.to_q(normed), self.to_k(normed), self.to_v(normed), 1)
+        found = kernels.attention(self.to_q(normed), self.to_k(normed), self.to_v(normed), 1, precision=self.precision)
         self.to_out(found, out=stream, accumulate=True)
         return x
 
@@ -148,7 +149,7 @@ class Encoder:
 
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
         channels, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.in_channels, channels[0])
+        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.in_channels, channels[0], coarsest="f32")
         self.blocks: list[Block] = []
         c_in = channels[0]
         for level, c in enumerate(channels):
@@ -161,7 +162,7 @@ class Encoder:
             c_in = c
         self.blocks += mid_block(weights, f"{prefix}.mid_block", config)
         self.conv_norm_out = GroupNorm(weights, f"{prefix}.conv_norm_out", groups, channels[-1], EPS, silu=True)
-        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[-1], 2 * config.latent_channels)
+        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[-1], 2 * config.latent_channels, coarsest="f32")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Give ``(n, h / f, w / f, 2 * latent_channels)`` for ``x (n, h, w, in_channels)``."""
@@ -179,7 +180,7 @@ class Decoder:
 
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
         channels, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.latent_channels, channels[-1])
+        self.conv_in = Conv2d(weights, f"{prefix}.conv_in", config.latent_channels, channels[-1], coarsest="f32")
         self.blocks = mid_block(weights, f"{prefix}.mid_block", config)
         c_in = channels[-1]
         for level, c in enumerate(reversed(channels)):
@@ -190,7 +191,7 @@ class Decoder:
                 self.blocks.append(partial(Conv2d(weights, f"{block}.upsamplers.0.conv", c, c), upsample=True))
             c_in = c
         self.conv_norm_out = GroupNorm(weights, f"{prefix}.conv_norm_out", groups, channels[0], EPS, silu=True)
-        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[0], config.out_channels)
+        self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[0], config.out_channels, coarsest="f32")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Give ``(n, f * h, f * w, out_channels)`` for ``x (n, h, w, latent_channels)``."""
@@ -221,10 +222,12 @@ class Vae:
         c = config.latent_channels
         self.encoder = Encoder(weights, "encoder", config)
         self.decoder = Decoder(weights, "decoder", config)
-        self.quant_conv = Linear(weights, "quant_conv", 2 * c, 2 * c, as_conv=True) if config.use_quant_conv else None
+        self.quant_conv = (
+            Linear(weights, "quant_conv", 2 * c, 2 * c, as_conv=True, coarsest="f32") if config.use_quant_conv else None
+        )
         self.post_quant_conv = None
         if config.use_post_quant_conv:
-            self.post_quant_conv = Linear(weights, "post_quant_conv", c, c, as_conv=True)
+            self.post_quant_conv = Linear(weights, "post_quant_conv", c, c, as_conv=True, coarsest="f32")
 
     def decode(self, latents: np.ndarray, *, tiling: bool = False) -> np.ndarray:
         """Decode latents to pictures.

@@ -10,17 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
+import kernels
+
 from .checkpoint import canonical_name, find_weights, read_json
 from .errors import ModelError
 from .headers import read_header
-from .tensors import EXPECTED_DTYPES, WEIGHT_DTYPES, TensorInfo, map_file, tensor_view
-
-SCAN_BLOCK = 1 << 20  # values looked at in one go by find_nonfinite
+from .tensors import (
+    BLOCK,
+    EXPECTED_DTYPES,
+    SCALED,
+    SCALES,
+    WEIGHT_DTYPES,
+    TensorInfo,
+    map_file,
+    read_scales,
+    tensor_view,
+)
 
 
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:
     """A read-only array of zeros of any shape that takes no memory (all strides are 0)."""
     return np.broadcast_to(np.float32(0), shape)
+
+
+def is_layer(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is the weight of a linear layer or a convolution, by its canonical name."""
+    return len(shape) in {2, 4} and "embeddings." not in name
 
 
 def _one_line(name: str) -> str:
@@ -35,8 +50,9 @@ def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Weights:
     """The tensors of one network by their canonical diffusers names, as read-only views on the mapped file.
 
-    A network takes what it needs with ``take(name, shape)`` and then calls ``finish()``, which reports everything
-    that is missing, unexpected or of a wrong shape or dtype in one error.
+    A network takes what it needs with ``take(name, shape)`` or ``take_array(name, shape)`` and then calls ``finish()``,
+    which reports everything that is missing, unexpected or of a wrong shape or dtype in one error. Scales of int8
+    weights are no tensors of their own here.
 
     Attributes
     ----------
@@ -46,6 +62,8 @@ class Weights:
         The safetensors files behind it.
     packed : bool
         Whether the layers should keep packed copies of these weights.
+    precision : str
+        Of the layers' products, one of ``layers.PRECISIONS``.
     unused : list of str
         Stored tensors that no network needs, such as ``position_ids``.
     """
@@ -54,17 +72,21 @@ class Weights:
         self.path = Path(path)
         self.files = files
         self.packed = False
+        self.precision = "f32"
         self.unused: list[str] = []
         self._maps: list[mmap.mmap] = []
         self._tensors: dict[str, tuple[TensorInfo, mmap.mmap]] = {}
+        self._scales: dict[str, tuple[TensorInfo, mmap.mmap]] = {}
         self._taken: set[str] = set()
         self._missing: list[str] = []
         self._wrong: list[str] = []
+        self._unscaled: list[str] = []
         self._faulty: set[str] = set()
         self._updates: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
         self._updated: set[str] = set()
         for file in files:
             self._map(file, read_header(file), canonical_name)
+        self._join_shards()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Weights:
@@ -92,7 +114,7 @@ class Weights:
                 raise ModelError(f"{path}: its shard {shard.name} is missing ({len(shards)} shards are expected)")
         weights = cls(path, shards)
         for name in map(canonical_name, weight_map):
-            if name is not None and name not in weights:
+            if name is not None and name not in weights and name.removesuffix(SCALES) not in weights._scales:
                 raise ModelError(f"{path}: names tensor {name!r:.80}, which is in none of its shards")
         return weights
 
@@ -117,6 +139,15 @@ class Weights:
                 raise ModelError(f"{path}: tensor {name!r:.80} is there twice")
             else:
                 self._tensors[name] = (info, mapped)
+                if info.scales is not None:
+                    self._scales[name] = (info.scales, mapped)
+
+    def _join_shards(self) -> None:
+        """Put scales to weights that are in another shard."""
+        for name in [name for name in self._tensors if name.endswith(f"weight{SCALES}")]:
+            weight = name.removesuffix(SCALES)
+            if weight in self._tensors and weight not in self._scales and self.info(weight).dtype == SCALED:
+                self._scales[weight] = self._tensors.pop(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -136,6 +167,12 @@ class Weights:
         """Safetensors dtype -> number of tensors, the commonest first."""
         return dict(Counter(info.dtype for info, _ in self._tensors.values()).most_common())
 
+    def release(self) -> None:
+        """Tell the system that the pages of the files are not needed soon; they come back when they are looked at."""
+        for mapped in self._maps:
+            if hasattr(mmap, "MADV_DONTNEED"):  # POSIX
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def raw(self, name: str) -> np.ndarray:
         """The tensor as stored: a read-only view, of the dtype that ``NUMPY_DTYPES`` says.
 
@@ -143,12 +180,37 @@ class Weights:
         """
         return tensor_view(*self._tensors[name])
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def scales(self, name: str) -> np.ndarray:
+        """Scales of the rows of an int8 weight, float32 ``(n,)``.
+
+        Raises
+        ------
+        ModelError
+            See `read_scales`.
+        """
+        return read_scales(*self._tensors[name], self._scales.get(name))
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray | kernels.QuantizedWeight:
+        """The tensor as `take_array` gives it, or, if it is a layer's weight, int8 values with their scales."""
+        values = self._take(name, shape, (*WEIGHT_DTYPES, SCALED) if is_layer(name, shape) else WEIGHT_DTYPES)
+        if name in self._faulty or self.info(name).dtype != SCALED:
+            return values
+        try:
+            return kernels.QuantizedWeight(values, self.scales(name))
+        except ModelError as error:
+            self._unscaled.append(f"{name} ({error})")
+            self._faulty.add(name)
+            return _dummy(values.shape)
+
+    def take_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The view of a tensor that must have this shape and one of ``WEIGHT_DTYPES``, in its NumPy dtype.
 
         A fault is noted for ``finish()``, and a dummy of that shape returned. A stored ``(c_out, c_in, 1, 1)``
         serves for ``(c_out, c_in)``: old VAE files keep their attention weights so.
         """
+        return self._take(name, shape, WEIGHT_DTYPES)
+
+    def _take(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
         shape = tuple(int(size) for size in shape)
         self._faulty.add(name)
         if name not in self._tensors:
@@ -156,7 +218,7 @@ class Weights:
             return _dummy(shape)
         self._taken.add(name)
         info = self.info(name)
-        if info.dtype not in WEIGHT_DTYPES:
+        if info.dtype not in dtypes:
             self._wrong.append(f"{name} (found {info.dtype}, {EXPECTED_DTYPES})")
             return _dummy(shape)
         if info.shape not in (shape, (*shape, 1, 1)):
@@ -216,6 +278,7 @@ class Weights:
         faults = (
             ("missing", self._missing),
             ("of a wrong shape or dtype", self._wrong),
+            ("with wrong scales", self._unscaled),
             ("unexpected", unexpected),
             ("with an update that cannot be applied", [name for name in self._updates if name not in self._updated]),
         )
@@ -242,6 +305,7 @@ class ShapeRecorder:
 
     def __init__(self) -> None:
         self.packed = False
+        self.precision = "f32"
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -251,6 +315,8 @@ class ShapeRecorder:
         """Note the tensor; returns a dummy of zeros that takes no memory."""
         self.shapes[name] = tuple(int(size) for size in shape)
         return _dummy(self.shapes[name])
+
+    take_array = take
 
     def updates(self, prefix: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
         """Give none."""
@@ -289,7 +355,7 @@ def find_nonfinite(weights: Weights) -> Iterator[tuple[str, int]]:
         unsigned, mask = masks[weights.info(name).dtype]
         bits = weights.raw(name).reshape(-1).view(unsigned)
         count = 0
-        for begin in range(0, bits.size, SCAN_BLOCK):
-            count += int(np.count_nonzero((bits[begin : begin + SCAN_BLOCK] & unsigned(mask)) == mask))
+        for begin in range(0, bits.size, BLOCK):
+            count += int(np.count_nonzero((bits[begin : begin + BLOCK] & unsigned(mask)) == mask))
         if count:
             yield name, count

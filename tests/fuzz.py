@@ -35,7 +35,7 @@ from sd_numba.taesd import open_taesd
 
 SECONDS, WAIT = 2.0, 60.0  # of computing, and in all, that one case may take
 MEMORY = 100_000  # KB that a long run may add, mostly of modules that are imported on the way
-ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8}
+ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "I64": 8}
 GGML = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34)}
 HOSTILE: list[Any] = [
     0, -1, 1, 7, 1 << 31, 1 << 56, 1 << 63, 1 << 64, 10**40, 1e308, float("nan"), True, None, "", "x" * 300, "F32",
@@ -87,11 +87,16 @@ def corpus() -> dict[str, Tensors]:
         "unet.conv_in.lora_mid.weight": ("F32", [4, 4, 3, 3]),
         "unet.conv_in.lora_down.weight": ("F32", [4, 4, 1, 1]),
     }
+    eighths: Tensors = {}
+    for name, (dtype, shape) in checkpoint.items():
+        rounded = dtype == "F16" and "embedding" not in name
+        eighths |= {name: ("I8", shape), f"{name}_scale": ("F32", [shape[0], 1])} if rounded else {name: (dtype, shape)}
     autoencoder = {name.removeprefix(vae): value for name, value in checkpoint.items() if name.startswith(vae)}
     taesd: Tensors = {"decoder.layers.0.weight": ("F8_E4M3", [64, 4, 3, 3]), "encoder.layers.0.bias": ("F32", [64])}
     return {
         "checkpoint": checkpoint, "openclip": openclip, "lora": lora, "peft": peft, "vae": autoencoder, "taesd": taesd,
         "embedding": {"emb_params": ("F32", [8, 64])}, "sdxl": {"conditioner.embedders.0.x": ("F16", [3])},
+        "int8": eighths,
     }  # fmt: skip
 
 

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bench.make_random_model import write_model
+import kernels
+from bench.make_random_model import to_bfloat16, write_model
+from sd_numba import storage
 from sd_numba.convert import convert
 from sd_numba.errors import InputError, ModelError
 from sd_numba.headers import read_header, read_metadata
 from sd_numba.model import embedded_model_path
-from tests.golden.compare import scratch
-from tests.test_single_file import FAMILIES
+from sd_numba.pipeline import StableDiffusionPipeline
+from sd_numba.storage import Entry, write_safetensors
+from sd_numba.tensors import BLOCKS
+from tests.golden.compare import relative_error, scratch
+from tests.test_single_file import FAMILIES, latents
+
+FILES = ("text_encoder/model.safetensors", *(f"{n}/diffusion_pytorch_model.safetensors" for n in ("unet", "vae")))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -155,3 +162,175 @@ def test_double_precision(tmp_path):
     save_file({"w": np.array([1 / 3, 1e-9])}, tmp_path / "a.safetensors")
     run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "f32")
     assert load_file(tmp_path / "b.safetensors")["w"].tolist() == np.array([1 / 3, 1e-9], np.float32).tolist()
+
+
+# int8
+
+
+@pytest.fixture(scope="module")
+def eighths(folder):
+    """The model in int8."""
+    path = folder.with_name(f"{folder.name}-int8")
+    if not path.exists():
+        run(folder, path, "int8")
+    return path
+
+
+def stays(part, name, x):
+    """Whether a tensor is in float16 in an int8 model."""
+    first_or_last = name in ("conv_in.weight", "conv_out.weight")
+    return "vae" in part or x.ndim < 2 or "embedding" in name or first_or_last or x[0].size < 64
+
+
+def test_int8(folder, eighths):
+    for part in FILES:
+        before, after = load_file(folder / part), load_file(eighths / part)
+        rounded = [name for name, x in before.items() if not stays(part, name, x)]
+        assert after.keys() == before.keys() | {f"{name}_scale" for name in rounded}
+        assert bool(rounded) == ("vae" not in part)
+        for name, x in before.items():
+            if name not in rounded:
+                np.testing.assert_array_equal(after[name], x.astype(np.float16))
+                continue
+            values, scale = after[name], after[f"{name}_scale"]
+            assert (values.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (len(x), 1))
+            rows = x.reshape(len(x), -1)
+            np.testing.assert_array_equal(scale, np.abs(rows).max(axis=1, keepdims=True) / np.float32(127))
+            assert (np.abs(values.reshape(rows.shape)).max(axis=1) == 127).all()
+            assert (np.abs(values.reshape(rows.shape) * scale - rows) <= scale * 0.5001).all()
+
+
+def test_int8_values_stay_as_they_are(folder, eighths, tmp_path):
+    """In other layouts, and if int8 is asked for once more; a single file is made of a single file directly, too."""
+    run(eighths, tmp_path / "a.safetensors")
+    run(tmp_path / "a.safetensors", tmp_path / "b")
+    run(tmp_path / "b", tmp_path / "c", "int8")
+    for part in FILES:
+        expected = (eighths / part).read_bytes()
+        assert (tmp_path / "b" / part).read_bytes() == (tmp_path / "c" / part).read_bytes() == expected
+    run(folder, tmp_path / "f.safetensors")
+    run(tmp_path / "f.safetensors", tmp_path / "g.safetensors", "int8")
+    run(folder, tmp_path / "h.safetensors", "int8")
+    expected = (tmp_path / "a.safetensors").read_bytes()
+    assert (tmp_path / "g.safetensors").read_bytes() == (tmp_path / "h.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_int8_becomes_floating_point_again(eighths, tmp_path, dtype):
+    run(eighths, tmp_path / "a.safetensors")
+    run(tmp_path / "a.safetensors", tmp_path / "x.safetensors", dtype)
+    before, header = load_file(tmp_path / "a.safetensors"), read_header(tmp_path / "x.safetensors")
+    assert header.keys() == {name for name in before if not name.endswith("_scale")}
+    data = np.fromfile(tmp_path / "x.safetensors", np.uint8)
+    for name, info in header.items():
+        wide = before[name].astype(np.float32)
+        if before[name].dtype == np.int8:
+            wide *= before[f"{name}_scale"].reshape(-1, *[1] * (wide.ndim - 1))
+        expected = {"f32": wide, "f16": wide.astype(np.float16), "bf16": to_bfloat16(wide)}[dtype]
+        assert (info.dtype, info.shape) == (dtype.upper(), wide.shape)
+        np.testing.assert_array_equal(data[info.start : info.start + info.nbytes], expected.reshape(-1).view(np.uint8))
+
+
+def test_an_int8_model_makes_nearly_the_same(folder, eighths, tmp_path):
+    run(eighths, tmp_path / "a.safetensors")
+    run(eighths, tmp_path / "f", "f32")
+    paths = (folder, eighths, tmp_path / "a.safetensors", tmp_path / "f")
+    original, int8, single, wide = (StableDiffusionPipeline.from_pretrained(path, weights="mmap") for path in paths)
+    random = np.random.default_rng(0)
+    sample, ids = random.standard_normal((1, 4, 8, 8), np.float32), original.tokenizer("a cat on a beach")
+    text = original.text_encoder(ids)
+    assert relative_error(int8.text_encoder(ids), text) < 3e-2
+    assert 1e-4 < relative_error(int8.unet(sample, 500, text), original.unet(sample, 500, text)) < 3e-2
+    found, expected = latents(int8), latents(wide)
+    np.testing.assert_array_equal(latents(single), found)
+    assert relative_error(found, expected) < 1e-4
+    int8.prepare("packed")
+    assert relative_error(latents(int8), expected) < 1e-4
+
+
+def stored_as(x, dtype):
+    """A weight as files of this dtype have it, and what that stands for, float32."""
+    if dtype == "Q8_0":
+        blocks = np.zeros(x.size // 32, BLOCKS["Q8_0"][1])
+        blocks["values"] = np.rint(x.reshape(-1, 32) * 20)
+        blocks["scale"] = 2.0 ** -np.arange(len(blocks)).clip(0, 9)
+        return blocks, (blocks["values"] * blocks["scale"].astype(np.float32)[:, None]).reshape(x.shape)
+    if dtype == "F64":
+        return x.astype(np.float64), x
+    if dtype.startswith("F8"):
+        codes = (x.astype(np.float16).view(np.uint16) >> 8).astype(np.uint8)
+        stored = codes.view(kernels.float8_e4m3 if dtype == "F8_E4M3" else kernels.float8_e5m2)
+    else:
+        stored = {"F32": x, "F16": x.astype(np.float16), "BF16": to_bfloat16(x)}[dtype]
+    return stored, kernels.widen(stored)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F64", "Q8_0"])
+def test_any_dtype_becomes_int8(tmp_path, monkeypatch, dtype, block):
+    """However many values are converted at a time; here, of a tensor that has been several."""
+    monkeypatch.setattr(storage, "BLOCK", max(block, 32))
+    x = np.random.default_rng(0).standard_normal((12, 96)).astype(np.float32)
+    x[3] = 0
+    stored, wide = stored_as(x, dtype)
+    entry = Entry(dtype, (12, 96), tuple(np.split(stored.reshape(-1), 3)), rounded=True)
+    list(write_safetensors(tmp_path / "a.safetensors", {"w": entry}, "int8", {}))
+    found, expected = load_file(tmp_path / "a.safetensors"), kernels.quantize(wide)
+    np.testing.assert_array_equal(found["w"], expected.values)
+    np.testing.assert_array_equal(found["w_scale"], expected.scales[:, None])
+    assert found["w"].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_int8_cannot_hold(tmp_path, value):
+    x = np.ones((3, 64), np.float32)
+    x[1, 7] = value
+    entry = Entry("F32", x.shape, (x.reshape(-1),), rounded=True)
+    with pytest.raises(ModelError, match="tensor w: holds NaN or infinite values, which int8 cannot"):
+        list(write_safetensors(tmp_path / "a.safetensors", {"w": entry}, "int8", {}))
+
+
+def test_biases_too_large_for_float16_are_no_int8_model(tmp_path):
+    write_model(tmp_path / "m", FAMILIES["1"])
+    tensors = load_file(tmp_path / "m" / FILES[1])
+    tensors["conv_out.bias"][1] = 1e6
+    save_file(tensors, tmp_path / "m" / FILES[1])
+    with pytest.raises(ModelError, match=r"conv_out.bias: found the value 1e\+06, float16 ends at 65504; choose bf16"):
+        run(tmp_path / "m", tmp_path / "x", "int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lora_unet_x.lora_down.weight", "LoRA"), ("decoder.conv_in.weight", "VAE"), ("x", "another")]
+)
+def test_only_whole_models_become_int8(tmp_path, name, kind):
+    save_file({name: np.ones((64, 64), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=f"found {kind}.*expected a whole model for int8; choose f32, f16 or bf16"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_with_scales_of_another_kind(tmp_path):
+    """They would be rounded without those scales."""
+    name = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    save_file({name: np.ones((3, 64), np.float32), f"{name}_scale": np.ones(3, np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=f"tensor {name}: found F32 with scales, expected only I8 to have them"):
+        run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "int8")
+
+
+def test_wrong_scales_are_told_when_a_file_is_converted(tmp_path):
+    tensors = {"a.weight": np.ones((4, 2), np.int8), "a.weight_scale": np.ones((2, 1), np.float32)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"a.weight.*found scales F32 \(2, 1\), expected F32, F16 or BF16 \(4, 1\)"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "f32")
+
+
+def test_projections_of_several_dtypes_are_no_single_file(tmp_path):
+    write_model(tmp_path / "m", FAMILIES["2"], pad_token="!")
+    path = tmp_path / "m" / FILES[0]
+    tensors = load_file(path)
+    name = "text_model.encoder.layers.0.self_attn.k_proj.weight"
+    tensors[name] = tensors[name].astype(np.float16)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match="found projections of dtypes F32, F16, F32, which are one tensor"):
+        convert(tmp_path / "m", tmp_path / "a.safetensors")

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sd_numba.check import check_model
+from sd_numba.convert import convert
 from sd_numba.describe import describe
 from sd_numba.errors import ModelError, SdNumbaError
 from sd_numba.metadata import save_png
@@ -101,6 +102,29 @@ def test_position_ids_are_counted_apart(folder):
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(ModelError, match="not a diffusers model"):
         list(check_model(tmp_path))
+
+
+def test_int8(folder, tmp_path):
+    """The same numbers of tensors and parameters: scales are no tensors of their own."""
+    list(convert(folder, tmp_path / "int8", "int8"))
+    path = tmp_path / "int8" / "unet" / "diffusion_pytorch_model.safetensors"
+    size = path.stat().st_size - int.from_bytes(path.read_bytes()[:8], "little") - 8
+    tensors = load_file(path)
+    count = sum(x.dtype == np.int8 for x in tensors.values())
+    line = f"326 tensors, 8,741,092 parameters, F16 ({326 - count}), I8 ({count}), {size / 1e6:.1f} MB"
+    assert count > 100 and size < 10e6
+    reports = list(check_model(tmp_path / "int8"))
+    assert all(report.ok for report in reports) and str(reports[2]) == f"unet: {line}: ok"
+    assert describe(tmp_path / "int8").split("\n")[2] == f"unet: UNet: {line}"
+    assert describe(path) == f"UNet: {line}"
+    first, second, *_ = (name for name, x in tensors.items() if x.dtype == np.int8)
+    tensors[f"{first}_scale"][1] = np.nan
+    del tensors[f"{second}_scale"]
+    save_file(tensors, path)
+    found = faults(tmp_path / "int8")
+    assert list(found) == ["unet"] and "2 with wrong scales: " in found["unet"]
+    assert f"{first} (found 1 scales that are NaN" in found["unet"]
+    assert f"{second} (found I8 without its scales" in found["unet"]
 
 
 def test_describe(folder, tmp_path):

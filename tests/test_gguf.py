@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import kernels
 from bench.make_random_model import write_model
 from sd_numba.convert import convert
 from sd_numba.describe import describe
@@ -90,6 +91,19 @@ def test_quantised_files_are_converted(single, tmp_path, dtype):
             np.testing.assert_array_equal(found[name], expected.astype(found[name].dtype))
             np.testing.assert_allclose(expected, tensors[name], atol=np.abs(tensors[name]).max() / 200)
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "b.safetensors", weights="mmap").unet
+
+
+def test_quantised_files_become_int8(single, tmp_path):
+    path = write_gguf(tmp_path / "q.gguf", load_file(single), "Q8_0")
+    for name, dtype in (("wide", "f32"), ("int8", "int8")):
+        list(convert(path, tmp_path / f"{name}.safetensors", dtype))
+    wide, int8 = (load_file(tmp_path / f"{name}.safetensors") for name in ("wide", "int8"))
+    rounded = {name for name, x in int8.items() if x.dtype == np.int8}
+    assert len(rounded) > 50 and int8.keys() == wide.keys() | {f"{name}_scale" for name in rounded}
+    for name in rounded:
+        expected = kernels.quantize(wide[name])
+        np.testing.assert_array_equal(int8[name], expected.values)
+        np.testing.assert_array_equal(int8[f"{name}_scale"], expected.scales[:, None])
 
 
 RECORD = struct.pack("<I2QI", 2, 3, 2, 1)

@@ -95,6 +95,16 @@ def test_it_is_as_if_the_update_were_in_the_weights(folder, tmp_path, weights):
     assert relative_error(found, plain) > 1e-2
 
 
+@pytest.mark.parametrize("weights", ["mmap", "packed"])
+def test_over_int8(folder, tmp_path, weights):
+    list(convert(folder, tmp_path / "int8", "int8"))
+    list(convert(tmp_path / "int8", tmp_path / "wide", "f32"))
+    updates = random_updates(folder)
+    save_file(kohya(updates), tmp_path / "a.safetensors")
+    expected = run(merged(tmp_path / "wide", tmp_path / "m", updates, 0.7))
+    assert relative_error(run(tmp_path / "int8", (tmp_path / "a.safetensors", 0.7), weights=weights), expected) < 1e-4
+
+
 def test_several_add_up_and_can_be_taken_away(folder, tmp_path):
     a, b = random_updates(folder, 2, 1), random_updates(folder, 4, 2)
     for name, updates in (("a", a), ("b", b)):

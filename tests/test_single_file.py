@@ -284,6 +284,27 @@ def test_a_damaged_single_file_is_one_clear_line(model, tmp_path):
     )
 
 
+def test_wrong_scales_in_a_single_file_are_one_clear_line(model, tmp_path):
+    list(convert(model[1], tmp_path / "int8.safetensors", "int8"))
+    last = "model.diffusion_model.middle_block.2.out_layers.3.weight_scale"
+    text = {"1": "transformer.text_model.encoder.layers.1.self_attn.q_proj.weight_scale"}
+    name = f"cond_stage_model.{text.get(model[2], 'model.transformer.resblocks.1.attn.in_proj_weight_scale')}"
+
+    def cut(tensors):
+        tensors[name] = tensors[name][:5]
+
+    message = fault(edited(tmp_path / "int8.safetensors", tmp_path / "a.safetensors", cut))
+    assert (
+        "found scales F32 (5, 1)" if model[2] == "1" else "found a tensor of shape (5, 1), expected 3 eq"
+    ) in message
+
+    def remove(tensors):
+        del tensors[last]
+
+    message = fault(edited(tmp_path / "int8.safetensors", tmp_path / "b.safetensors", remove))
+    assert "1 with wrong scales: mid_block.resnets.1.conv2.weight (found I8 without its scales" in message
+
+
 def test_a_unet_for_inpainting_is_refused(model, tmp_path):
     def widen(tensors):
         name = "model.diffusion_model.input_blocks.0.0.weight"

@@ -53,12 +53,12 @@ class Group(click.Group):
             raise click.ClickException(f"{what}{error.strerror or error}") from None
 
 
-def warm_up() -> None:
-    """Compile what this CPU still lacks, saying so."""
+def warm_up(*precisions: str) -> None:
+    """Compile what this CPU still lacks for products of these precisions and float32, saying so."""
     start = time.perf_counter()
     compiled = 0
     with _ctrl_c_kept() as raise_kept:
-        for index, total, name in kernels.warmup():
+        for index, total, name in kernels.warmup(*precisions):
             raise_kept()
             if not index:
                 click.echo(f"First run on this machine: compiling {total} kernels, once.", err=True)

@@ -29,7 +29,7 @@ def warmup() -> None:
 
     They are kept in the user's cache folder (or in $NUMBA_CACHE_DIR); without this, the first run compiles them.
     """
-    warm_up()
+    warm_up(*kernels.precisions())
     click.echo("all kernels are ready")
 
 
