@@ -14,8 +14,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def bench_attention(benchmark, case):
+PRECISIONS = [p for p in kernels.precisions() if p != "int8"]  # attention has none of its own
+
+
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [(case, p) for p in PRECISIONS for case in CASES if p == "f32" or case.startswith(("4096", "1024"))],
+)
+def bench_attention(benchmark, case, precision):
     n, heads, tokens, keys, d = CASES[case]
     causal = case.endswith("causal")
     q, k, v = normal(n, tokens, heads * d), normal(n, keys, heads * d), normal(n, keys, heads * d)
@@ -27,7 +33,8 @@ def bench_attention(benchmark, case):
     pairs = tokens * (tokens + 1) // 2 if causal else tokens * keys
     compare(
         benchmark,
-        lambda: kernels.attention(q, k, v, heads, causal),
+        lambda: kernels.attention(q, k, v, heads, causal, precision=precision),
         flop=4 * n * heads * d * pairs,
         torch=on_torch(scaled_dot_product, q, k, v),
+        precision=precision,
     )

@@ -7,7 +7,7 @@ import kernels
 from bench.common import compare, normal, on_torch
 
 
-def compare_conv2d(benchmark, n, size, c_in, c_out, stride=1, upsample=False, algorithm="auto"):
+def compare_conv2d(benchmark, n, size, c_in, c_out, stride=1, upsample=False, algorithm="auto", precision="f32"):
     x, w = normal(n, size, size, c_in), normal(c_out, c_in, 3, 3)
 
     def on_channels_last(F, x, w):
@@ -16,12 +16,14 @@ def compare_conv2d(benchmark, n, size, c_in, c_out, stride=1, upsample=False, al
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         return F.conv2d(x, w, stride=stride, padding=1).permute(0, 2, 3, 1)
 
+    weight = kernels.quantize(w) if precision == "int8" else w
     side = size * (2 if upsample else 1) // stride
     compare(
         benchmark,
-        lambda: kernels.conv2d(x, w, stride=stride, upsample=upsample, algorithm=algorithm),
+        lambda: kernels.conv2d(x, weight, stride=stride, upsample=upsample, algorithm=algorithm, precision=precision),
         flop=2 * n * side * side * c_out * c_in * 9,
         torch=on_torch(on_channels_last, x, np.ascontiguousarray(w.transpose(0, 2, 3, 1))),
+        precision=precision,
     )
 
 

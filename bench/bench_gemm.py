@@ -46,6 +46,20 @@ def bench_linear(benchmark, m, n, k, stored):
     )
 
 
+@pytest.mark.parametrize("precision", [p for p in kernels.precisions() if p != "f32"])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES[:8], ids=["x".join(map(str, shape)) for shape in SHAPES[:8]])
+def bench_coarse(benchmark, m, n, k, precision):
+    x, w = normal(m, k), normal(n, k)
+    weight = kernels.quantize(w) if precision == "int8" else w
+    compare(
+        benchmark,
+        lambda: kernels.linear(x, weight, precision=precision),
+        flop=2 * m * n * k,
+        torch=on_torch(lambda F, x, w: F.linear(x.bfloat16(), w.bfloat16()).float(), x, w),
+        precision=precision,
+    )
+
+
 @pytest.mark.parametrize("size", [1024])
 def bench_matmul(benchmark, size):
     a, b = normal(size, size), normal(size, size)

@@ -1,17 +1,20 @@
 """Memory of whole runs: ``python -m bench.bench_memory MODEL ... [--sizes 512 768]``.
 
-Each MODEL, size and policy of `--weights` is a process of its own that makes a picture in one step: more steps need no
-more memory. The table has the most anonymous memory (what a system must really have) and the most resident memory (with
-the pages of the mapped file, which the system gives back when it needs them), sampled ten times a second, which slows
-the run.
+Each MODEL, size, precision and policy of `--weights` is a process of its own that makes a picture in one step: more
+steps need no more memory. The table has the most anonymous memory (what a system must really have) and the most
+resident memory (with the pages of the mapped file, which the system gives back when it needs them), sampled ten times a
+second, which slows the run.
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from sd_numba.layers import PRECISIONS
 
 FIELDS = ("Anonymous", "Rss")
 
@@ -41,25 +44,28 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 768, 1024])
     parser.add_argument("--weights", nargs="+", choices=["auto", "mmap", "packed"], default=["auto", "packed"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["f32"])
     parser.add_argument("--tiling", nargs="+", choices=["auto", "on", "off"], default=["auto"])
     arguments = parser.parse_args()
-    print(f"{'model':<24}{'pixels':>7}{'weights':>9}{'tiling':>8}{'anonymous':>11}{'resident':>10}{'seconds':>9}")
+    columns = f"{'model':<24}{'pixels':>7}{'precision':>11}{'weights':>9}{'tiling':>8}"
+    print(f"{columns}{'anonymous':>11}{'resident':>10}{'seconds':>9}")
     with tempfile.TemporaryDirectory() as folder:
-        for model in arguments.models:
-            for size in arguments.sizes:
-                for weights in arguments.weights:
-                    for tiling in arguments.tiling:
-                        command = [
-                            sys.executable, "-m", "sd_numba", "generate", "a cat", "-m", str(model), "--steps", "1",
-                            "--sampler", "euler", "-W", str(size), "-H", str(size), "--weights", weights,
-                            "--vae-tiling", tiling, "-o", f"{folder}/picture.png", "-s", "1", "--no-metadata",
-                        ]  # fmt: skip
-                        most, seconds = peak_memory(command)
-                        print(
-                            f"{model.name:<24}{size:>7}{weights:>9}{tiling:>8}"
-                            f"{most['Anonymous']:>8.0f} MB{most['Rss']:>7.0f} MB{seconds:>9.1f}",
-                            flush=True,
-                        )
+        runs = itertools.product(
+            arguments.models, arguments.sizes, arguments.precisions, arguments.weights, arguments.tiling
+        )
+        for model, size, precision, weights, tiling in runs:
+            command = [
+                sys.executable, "-m", "sd_numba", "generate", "a cat", "-m", str(model), "--steps", "1",
+                "--sampler", "euler", "-W", str(size), "-H", str(size), "--precision", precision,
+                "--weights", weights, "--vae-tiling", tiling,
+                "-o", f"{folder}/picture.png", "-s", "1", "--no-metadata",
+            ]  # fmt: skip
+            most, seconds = peak_memory(command)
+            print(
+                f"{model.name:<24}{size:>7}{precision:>11}{weights:>9}{tiling:>8}"
+                f"{most['Anonymous']:>8.0f} MB{most['Rss']:>7.0f} MB{seconds:>9.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import kernels
 from kernels.peak import measure_peak
 from sd_numba import StableDiffusionPipeline
+from sd_numba.pipeline import PRODUCTS
 from sd_numba.profiler import profile, table
 
 
@@ -55,11 +56,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--size", type=int, default=512, help="pixels on each side")
     parser.add_argument("--batch", type=int, default=2, help="of the UNet")
+    parser.add_argument("--precision", choices=tuple(PRODUCTS), default="f32")
     parser.add_argument("--weights", choices=["auto", "mmap", "packed"], default="auto")
     arguments = parser.parse_args()
 
-    pipe = StableDiffusionPipeline.from_pretrained(arguments.folder, weights=arguments.weights)
-    for index, total, name in kernels.warmup():
+    pipe = StableDiffusionPipeline.from_pretrained(
+        arguments.folder, weights=arguments.weights, precision=arguments.precision
+    )
+    for index, total, name in kernels.warmup(*PRODUCTS[arguments.precision]):
         print(f"compiling kernel {index + 1} of {total}: {name}")
     work = make_work(pipe, arguments)
     with kernels.reuse():  # as the pipeline does for a whole picture

@@ -5,6 +5,7 @@ Rates count the operations of the direct algorithm, hence shares of the peak abo
 
 import pytest
 
+import kernels
 from bench.bench_conv2d import compare_conv2d
 
 CASES = [
@@ -33,3 +34,9 @@ ENLARGED = [(2, 16, 1280, 1280), (2, 32, 640, 640)]
 )
 def bench_winograd(benchmark, n, size, c_in, c_out, upsample):
     compare_conv2d(benchmark, n, size, c_in, c_out, upsample=upsample, algorithm="winograd")
+
+
+@pytest.mark.parametrize("precision", [p for p in kernels.precisions() if p != "f32"])
+@pytest.mark.parametrize("case", CASES[:7], ids=lambda case: "{}x{}x{}-{}-{}".format(*case[:2], *case[1:]))
+def bench_coarse(benchmark, case, precision):
+    compare_conv2d(benchmark, *case, algorithm="winograd", precision=precision)

@@ -28,7 +28,11 @@ except ImportError:
 
 _TURN = 0.003  # seconds: a short call is repeated until its turn takes so long
 _SECONDS, _FEWEST, _MOST = 2.0, 5, 15  # of a case: about so long, but within these numbers of rounds
-_TOLERANCE = 1e-4  # relative to the largest value; large enough for every kernel, too small for a wrong one
+_TOLERANCES = {
+    "f32": 1e-4,
+    "bf16": 3e-2,
+    "int8": 6e-2,
+}  # relative to the largest value; large enough for every kernel, too small for a wrong one
 
 Call = Callable[[], Any]
 
@@ -65,10 +69,10 @@ def _warm(call: Call, loops: int) -> None:
         _seconds(call, loops)
 
 
-def _check(expected: np.ndarray, peers: dict[str, Call]) -> None:
+def _check(expected: np.ndarray, peers: dict[str, Call], tolerance: float) -> None:
     for name, call in peers.items():
         error = np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max()
-        assert error < _TOLERANCE, f"ours and {name} differ by {error:.1e}"
+        assert error < tolerance, f"ours and {name} differ by {error:.1e}"
 
 
 def compare(
@@ -79,6 +83,7 @@ def compare(
     traffic: int = 0,
     torch: Call | None = None,
     numpy: Call | None = None,
+    precision: str = "f32",
 ) -> None:
     """Time `ours` with pytest-benchmark, the others in between, and put what follows into ``extra_info``.
 
@@ -92,9 +97,11 @@ def compare(
         One of them: multiplications and additions, or the bytes that must be read and written.
     torch, numpy : callable, optional
         Compute the same.
+    precision : str
+        Of ours: how far the others may be from it.
     """
     peers = {name: call for name, call in (("torch", torch), ("numpy", numpy)) if call}
-    _check(ours(), peers)
+    _check(ours(), peers, _TOLERANCES[precision])
     if benchmark.disabled:
         benchmark.pedantic(ours)
         return

@@ -1,7 +1,7 @@
 """Compare our networks with PyTorch's and OpenVINO's, on the same weights, inputs and cores.
 
     pip install ".[peers]"
-    python -m bench.compare_peers FOLDER [--work text unet step vae image] [--runs 3] [--write]
+    python -m bench.compare_peers FOLDER [--work text unet step vae image] [--runs 3] [--ours f32] [--write]
 
 FOLDER is a Stable Diffusion 1.5 model; `bench/make_random_model.py` makes one with random weights. ``text`` encodes
 2x77 tokens, ``unet`` is a pass over two samples, ``step`` one over two copies of a sample, as each step with guidance
@@ -19,12 +19,9 @@ other, as all networks of all contestants would not fit into memory.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import multiprocessing
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -35,13 +32,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers import PACKAGES, SAMPLER, WORKS, Job, Reply, convert, report, serve
+from bench.peers import PACKAGES, PEERS, SAMPLER, WORKS, Job, Reply, convert, report, serve
+from bench.quantise import quantise
+from bench.results import RESULTS, circumstances, command, write
 
-PEERS = ("torch f32", "torch bf16", "openvino f32", "openvino bf16")
-LIMITS = {"f32": 1e-3, "bf16": 1e-1}  # largest difference from the reference, relative to its largest value
+LIMITS = {"f32": 1e-3, "bf16": 1e-1, "int8": 4e-1}  # of the largest difference, relative to the largest value
 PAUSE = 0.1  # seconds between turns: thread pools spin for some milliseconds before they sleep
-RESULTS = Path(__file__).with_name("RESULTS.md")
-MARKERS = ("<!-- compare_peers -->", "<!-- /compare_peers -->")
 
 
 @dataclass
@@ -104,12 +100,18 @@ class Contestant:
         return self.name.split()[1]
 
 
-def compete(job: Job, names: list[str], runs: int) -> tuple[list[Contestant], list[float]]:
-    """Run a work's rounds; return the contestants, ours first, and the machine's peak in each round."""
-    if any(name.startswith("openvino") for name in names):
-        process = multiprocessing.get_context("spawn").Process(target=convert, args=(job,))
+def prepare_openvino(job: Job, names: list[str]) -> None:
+    """Fill the cache with what the contestants of OpenVINO need; a process for each step, to have its memory back."""
+    steps = [convert] * any(name.startswith("openvino") for name in names) + [quantise] * ("openvino int8" in names)
+    for step in steps:
+        process = multiprocessing.get_context("spawn").Process(target=step, args=(job,))
         process.start()
         process.join()
+
+
+def compete(job: Job, names: list[str], runs: int) -> tuple[list[Contestant], list[float]]:
+    """Run a work's rounds; return the contestants, ours first, and the machine's peak in each round."""
+    prepare_openvino(job, names)
     contestants, peaks = [Contestant(name, job) for name in names], []
     try:
         for contestant in contestants:
@@ -131,9 +133,13 @@ def compete(job: Job, names: list[str], runs: int) -> tuple[list[Contestant], li
 
 
 def differences(contestants: list[Contestant]) -> tuple[str, dict[str, float]]:
-    """Return whose result is the reference, and how far each is from it, relative to its largest value."""
+    """Return whose result is the reference, and how far each is from it, relative to its largest value.
+
+    The reference is a peer rather than ours, but above all of the highest precision.
+    """
     outputs = {c.name: c.first.output for c in contestants if c.first is not None}
-    reference = next((name for name in (*PEERS[::2], *outputs) if name in outputs), "")
+    ranks = {c.name: (list(LIMITS).index(c.precision), c.name not in PEERS) for c in contestants}
+    reference = min(outputs, key=ranks.__getitem__, default="")
     scale = np.abs(outputs[reference]).max() if reference else 1
     return reference, {name: float(np.abs(x - outputs[reference]).max() / scale) for name, x in outputs.items()}
 
@@ -185,11 +191,11 @@ def table(job: Job, contestants: list[Contestant], peaks: list[float], far: dict
 
 
 def verdicts(contestants: list[Contestant]) -> list[str]:
-    """Return how we compare with the fastest peer of each precision."""
+    """Return how we compare with the fastest peer of the same precision, and in float32 with that of each."""
     finished = [c for c in contestants if c.seconds and not c.failure]
     lines = []
     for ours in (c for c in finished if c.name.startswith("ours")):
-        for precision in LIMITS:
+        for precision in LIMITS if ours.precision == "f32" else (ours.precision,):
             peers = [c for c in finished if c.name in PEERS and c.precision == precision]
             if peers:
                 best = min(peers, key=lambda c: statistics.median(c.seconds))
@@ -199,18 +205,13 @@ def verdicts(contestants: list[Contestant]) -> list[str]:
 
 def section(tables: list[str], threads: int, paths: tuple[Path, ...]) -> str:
     """Return the whole section: the circumstances, then the tables."""
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "unknown")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in (*PACKAGES, "numpy", "numba")]
-    names = {str(path): path.name for path in paths}  # folders differ from machine to machine
-    command = shlex.join(["python", "-m", "bench.compare_peers", *(names.get(word, word) for word in sys.argv[1:])])
     body = "\n\n".join(tables)
     return f"""## Compared with PyTorch and OpenVINO
 
-{time.strftime("%F")}, {os.cpu_count()} cores of {cpu.split(":")[-1].strip()}, {threads} threads, Python \
-{platform.python_version()}, {", ".join(versions)}.
+{circumstances(threads, (*PACKAGES, "numpy", "numba"))}
 
 ```console
-{command}
+{command("compare_peers", paths)}
 ```
 
 Times of one call; the contestants took turns, and ratios are medians over the rounds (below 1, ours is faster). GFLOP
@@ -220,26 +221,16 @@ Resident memory counts what is mapped from files, and what loading took.
 {body}"""
 
 
-def write(text: str) -> None:
-    """Put the section in the place of the last one, or at the end."""
-    old, (begin, end) = RESULTS.read_text(encoding="utf-8"), MARKERS
-    before, found, after = old.partition(begin)
-    if found:
-        after = after.partition(end)[2]
-    else:
-        before, after = before.rstrip() + "\n\n", "\n"
-    new = RESULTS.with_suffix(".tmp")
-    new.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-    os.replace(new, RESULTS)
-
-
 def main() -> None:
+    from sd_numba.layers import PRECISIONS  # noqa: PLC0415 - not in the contestants' processes, which import this file
+
     parser = argparse.ArgumentParser(description="Compare our networks with PyTorch's and OpenVINO's.")
     parser.add_argument("folder", type=Path, help="a model in diffusers layout")
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--runs", type=int, default=3, help="rounds that count")
     parser.add_argument("--size", type=int, default=512, help="pixels on each side")
     parser.add_argument("--steps", type=int, default=20, help="of the whole picture")
+    parser.add_argument("--ours", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="all by default")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, help="all by default; for image, which takes most memory, OpenVINO"
     )
@@ -252,13 +243,11 @@ def main() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f'compare_peers: {", ".join(missing)} not installed: pip install ".[peers]"')
-    from sd_numba.pipeline import PRECISIONS  # noqa: PLC0415 - not in the contestants' processes, which import this file
-
     tables, wrong = [], []
     for work in arguments.work:
         job = Job(work, arguments.folder, arguments.cache, arguments.size, arguments.steps, arguments.threads)
         peers = arguments.peers or [name for name in PEERS if work != "image" or name.startswith("openvino")]
-        contestants, peaks = compete(job, [*(f"ours {p}" for p in PRECISIONS), *peers], arguments.runs)
+        contestants, peaks = compete(job, [*(f"ours {p}" for p in arguments.ours), *peers], arguments.runs)
         reference, far = differences(contestants)
         tables.append(table(job, contestants, peaks, far, reference))
         wrong += [f"{work}, {c.name} failed" for c in contestants if c.failure and c.name.startswith("ours")]
@@ -268,7 +257,7 @@ def main() -> None:
     text = section(tables, arguments.threads, (arguments.folder, arguments.cache))
     print(text)
     if arguments.write:
-        write(text)
+        write("compare_peers", text)
     if wrong:
         sys.exit(f"compare_peers: {'; '.join(wrong)}")
 

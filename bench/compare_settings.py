@@ -1,8 +1,8 @@
 """Ways to run one model against each other: ``python -m bench.compare_settings SETTING SETTING ... [--runs 5]``.
 
 A SETTING is a model, and after commas what it runs with: ``packed`` (weights packed beforehand), ``lora=FILE``,
-``taesd=FILE``, ``tiled``. All are open in one process and take turns; the table has the median of each, and the median
-of its ratio to the first SETTING in the same turn.
+``taesd=FILE``, ``tiled``, ``precision=bf16`` or ``int8``. All are open in one process and take turns; the table has the
+median of each, and the median of its ratio to the first SETTING in the same turn.
 
     python -m bench.compare_settings sd15 sd15-f16 sd15-f16,lora=style.safetensors
 """
@@ -25,7 +25,7 @@ def open_setting(setting: str) -> StableDiffusionPipeline:
     named = dict(option.split("=", 1) for option in options if "=" in option)
     pipe = StableDiffusionPipeline.from_pretrained(
         model, weights="packed" if "packed" in options else "mmap", taesd=named.get("taesd"),
-        vae_tiling="on" if "tiled" in options else "off",
+        vae_tiling="on" if "tiled" in options else "off", precision=named.get("precision", "f32"),
     )  # fmt: skip
     if "lora" in named:
         pipe.load_lora_weights(named["lora"])

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("torch", "diffusers", "transformers", "openvino")
-PEERS = ("torch f32", "torch bf16", "openvino f32", "openvino bf16")
+PACKAGES = ("torch", "diffusers", "transformers", "openvino", "nncf")
+PEERS = ("torch f32", "torch bf16", "openvino f32", "openvino bf16", "openvino int8")
 PARTS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
 WORKS = {
     "text": ("text",), "unet": ("unet",), "step": ("unet",), "vae": ("vae",), "image": ("text", "unet", "vae"),
@@ -64,12 +64,13 @@ class Job:
         context = random.standard_normal((2, tokens, text["hidden_size"]), np.float32)
         return (latents, np.full(1, 500, np.float32), context) if part == "unet" else (latents[:1],)
 
-    def model_path(self, part: str) -> Path:
+    def model_path(self, part: str, *, int8: bool = False) -> Path:
         """Return where the converted network lies: another place for other weights, sizes or versions."""
         weights = sorted((self.folder / PARTS[part]).glob("*.safetensors"))
         stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         key = repr((stamps, [array.shape for array in self.inputs(part)], [*map(importlib.metadata.version, PACKAGES)]))
-        return self.cache / f"{part}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" / "model.xml"
+        name = f"{part}-int8" if int8 else part
+        return self.cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}" / "model.xml"
 
 
 class Ours:
@@ -83,7 +84,7 @@ class Ours:
         kernels.set_threads(job.threads)
         self.memory = kernels.reuse()  # for as long as the process lives, as the others keep theirs
         self.memory.__enter__()
-        for _ in kernels.warmup():
+        for _ in kernels.warmup("bf16", "int8"):
             pass
         pipe = StableDiffusionPipeline.from_pretrained(job.folder, precision=precision)
         self.text, self.context, self.unet, self.decode = (
@@ -178,28 +179,48 @@ class Torch(Peer):
 
 
 class OpenVino(Peer):
-    """OpenVINO on the converted networks."""
+    """OpenVINO on the converted or quantised networks; in the latter, what is not int8 is bf16, if the CPU has that."""
 
     def __init__(self, job: Job, precision: str) -> None:
         import openvino
 
+        int8 = precision == "int8"
+        hint = "bf16" if int8 else precision
         settings = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": job.threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if not all(job.model_path(part).exists() for part in job.parts):
+        paths = {part: job.model_path(part, int8=int8) for part in job.parts}
+        if not all(path.exists() for path in paths.values()):
             raise FileNotFoundError("no converted network in the cache; see the errors of the conversion")
         core = openvino.Core()
-        self.networks = {part: core.compile_model(job.model_path(part), "CPU", settings) for part in job.parts}
+        self.networks = {part: core.compile_model(path, "CPU", settings) for part, path in paths.items()}
         for network in self.networks.values():
             found = network.get_property("INFERENCE_PRECISION_HINT").to_string()
-            if found != precision:
-                raise ValueError(f"asked for {precision}, OpenVINO computes in {found}")
+            if found != hint and not int8:
+                raise ValueError(f"asked for {hint}, OpenVINO computes in {found}")
+        if int8:
+            counts = "; ".join(count_int8(part, network) for part, network in self.networks.items())
+            self.note = f"in int8 {counts}; the rest in {found}"
 
     def call(self, part: str, *arrays: np.ndarray) -> np.ndarray:
         return np.array(self.networks[part](list(arrays))[0])  # a copy, since the next call reuses the memory
+
+
+def count_int8(part: str, network: Any) -> str:
+    """Say how many layers of a compiled network compute in int8; raise ValueError if a tenth or more do not."""
+    layers = []
+    for operation in network.get_runtime_model().get_ops():
+        info = operation.get_rt_info()
+        if info["layerType"].astype(str) in {"Convolution", "FullyConnected"}:
+            layers.append(info["runtimePrecision"].astype(str))
+    count = sum(precision in {"i8", "u8"} for precision in layers)
+    found = f"{count} of {len(layers)} convolutions and linear layers of the {part}"
+    if count <= 0.9 * len(layers):
+        raise ValueError(f"asked for int8, OpenVINO computes in it only {found}")
+    return found
 
 
 def convert(job: Job) -> None:
@@ -219,13 +240,21 @@ def convert(job: Job) -> None:
             example_input=tuple(map(torch.from_numpy, inputs)),
             input=[openvino.PartialShape(array.shape) for array in inputs],
         )
-        job.cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=job.cache))
-        try:
-            openvino.save_model(model, unfinished / path.name, compress_to_fp16=False)
-            os.rename(unfinished, path.parent)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        save(model, path)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a network of OpenVINO; its folder appears only when complete."""
+    import openvino
+
+    cache = path.parent.parent
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=cache))
+    try:
+        openvino.save_model(model, unfinished / path.name, compress_to_fp16=False)
+        os.rename(unfinished, path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def picture(network: Any, job: Job) -> Callable[[], np.ndarray]:
