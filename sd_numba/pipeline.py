@@ -134,7 +134,6 @@ class StableDiffusionPipeline:
 
     def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
         self.scheduler_config, self.name, self.vae_tiling = model.scheduler, model.name, "auto"
-        self.precision = precision
         self.defaults = {
             "num_inference_steps": 20,
             "guidance_scale": 7.5,
@@ -146,6 +145,7 @@ class StableDiffusionPipeline:
         self._configs = {part: NETWORKS[part][1](getattr(model, part)) for part in parts}
         self.tokenizer = model.open_tokenizer(self._configs["text_encoder"].vocab_size)
         self._weights = {part: model.weights(part) for part in parts}
+        self.precision = self._able(precision)
         if taesd is not None:
             self._networks["vae"] = TinyVae
             self._weights["vae"], self._configs["vae"] = taesd_files(taesd)
@@ -158,6 +158,20 @@ class StableDiffusionPipeline:
     def _build(self, part: str) -> None:
         setattr(self, part, self._networks[part](self._weights[part], self._configs[part]))
         self.text_encoder.token_embedding.more = self._vectors
+
+    def _is_small(self, part: str) -> bool:
+        source = self._weights[part]
+        return 4 * sum(math.prod(source.info(name).shape) for name in source.names()) < PACK_BELOW
+
+    def _able(self, precision: str) -> str:
+        """Return the precision that this model and CPU compute in if this one is wanted."""
+        able = kernels.precisions()
+        if precision == "auto":  # what a small one saves in its steps, loading takes
+            return "f32" if self._is_small("unet") else able[-1]
+        if precision in able:
+            return precision
+        log.warning("precision %s: this CPU has no instructions for it; computing in f32", precision)
+        return "f32"
 
     def _check_parts(self, model: Model) -> None:
         """Raise ModelError unless the parts of the model belong together."""
@@ -201,8 +215,9 @@ class StableDiffusionPipeline:
             downloaded; without it, the small model that comes with the package.
         precision : {"f32", "bf16", "int8", "auto"}
             Of the products in the UNet and, if not ``f32``, in ``bf16`` those of the autoencoder: the coarser, the
-            faster. ``auto`` is the fastest that this CPU has instructions for; one that it lacks becomes ``f32``, with
-            a warning. ``int8`` makes weights of bytes, in memory, unless the file has them.
+            faster. ``auto`` is the fastest that this CPU has instructions for, but ``f32`` for small models, which gain
+            nothing; a precision that the CPU lacks becomes ``f32``, with a warning. ``int8`` makes weights of bytes, in
+            memory, unless the file has them.
         weights : {"auto", "mmap", "packed"}
             Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
             whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
@@ -245,7 +260,7 @@ class StableDiffusionPipeline:
         So the command line can tell errors, and change the model, before it compiles.
         """
         check_choice("precision", precision, PRECISIONS)
-        return cls(open_model(model, vae, needs_vae=taesd is None), taesd, _able(precision))
+        return cls(open_model(model, vae, needs_vae=taesd is None), taesd, precision)
 
     def prepare(self, weights: str = "auto") -> None:
         """Make and pack weights as `from_pretrained` says; find out what the UNet predicts if its file does not say.
@@ -257,8 +272,7 @@ class StableDiffusionPipeline:
         """
         check_choice("weights", weights, WEIGHT_POLICIES)
         for part, source in self._weights.items():
-            floats = sum(math.prod(source.info(name).shape) for name in source.names())
-            packed = weights == "packed" or (weights == "auto" and 4 * floats < PACK_BELOW)
+            packed = weights == "packed" or (weights == "auto" and self._is_small(part))
             precision = min(self.precision, COARSEST[part], key=layers.PRECISIONS.index)
             if (packed, precision) != (source.packed, source.precision):
                 source.packed, source.precision = packed, precision
@@ -602,17 +616,6 @@ class StableDiffusionPipeline:
             f"{where} gave NaN or infinite values, although all weights are finite; "
             "a lower guidance scale or another sampler may help"
         )
-
-
-def _able(precision: str) -> str:
-    """Return the precision that this CPU computes in if this one is wanted."""
-    able = kernels.precisions()
-    if precision == "auto":
-        return able[-1]
-    if precision in able:
-        return precision
-    log.warning("precision %s: this CPU has no instructions for it; computing in f32", precision)
-    return "f32"
 
 
 def _predicts_velocity(unet: UNet) -> bool:

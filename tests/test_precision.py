@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import kernels
 from bench.compare_precisions import judge, psnr
-from sd_numba import InputError, StableDiffusionPipeline
+from sd_numba import InputError, StableDiffusionPipeline, pipeline
 from sd_numba.cli import main
 from sd_numba.model import embedded_model_path
 from sd_numba.pipeline import to_pil
@@ -92,7 +92,9 @@ def test_the_decoder_is_no_coarser_than_bf16(pipes, precision):
     np.testing.assert_array_equal(pipes[precision].decode(noise), expected)
 
 
-def test_auto_is_the_fastest():
+def test_auto_is_the_fastest_unless_the_model_is_small(monkeypatch):
+    assert StableDiffusionPipeline.open(precision="auto").precision == "f32"
+    monkeypatch.setattr(pipeline, "PACK_BELOW", 0)
     assert StableDiffusionPipeline.open(precision="auto").precision == kernels.precisions()[-1]
 
 

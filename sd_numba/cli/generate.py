@@ -77,7 +77,7 @@ MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhau
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True,
-    help="Of products: bf16 and int8 are faster and a little less exact; auto: the fastest that this CPU has.",
+    help="Of products: bf16 and int8 are faster and a little less exact; auto: the fastest for model and CPU.",
 )  # fmt: skip
 @click.option(
     "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
