@@ -98,32 +98,11 @@ def tile_store(typingctx, tile, address, stride):
     return types.void(tile, types.intp, types.intp), codegen
 
 
-@intrinsic
-def tile_fma(typingctx, tile, rows, offset, panel):
-    """``tile_fma(tile, rows, offset, panel)``: one step of the inner dimension, an outer product.
+def _make_step(add_product: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]):
+    """Make a step of the inner dimension, an outer product, from what adds a product of two vectors to sums."""
 
-    Row i of the tile gains ``float at (rows[i] + offset)`` times the `vectors` vectors at address `panel`.
-    """
-
-    def codegen(context, builder, sig, args):
-        members, row_tuple = _members(builder, args[0]), cgutils.unpack_tuple(builder, args[1])
-        weights = [
-            emit.load_as(builder, emit.pointer(builder, args[3], 4 * LANES * j), emit.vec) for j in range(tile.vectors)
-        ]
-        for i in range(tile.rows):
-            scalar = emit.broadcast(
-                builder, emit.load_as(builder, emit.pointer(builder, row_tuple[i], args[2]), emit.f32)
-            )
-            for j, weight in enumerate(weights):
-                members[i * tile.vectors + j] = emit.fma(builder, scalar, weight, members[i * tile.vectors + j])
-        return _assemble(builder, members)
-
-    return tile(tile, rows, types.intp, types.intp), codegen
-
-
-def _make_dot(dot: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]):
     @intrinsic
-    def tile_dot(typingctx, tile, rows, offset, panel):
+    def step(typingctx, tile, rows, offset, panel):
         def codegen(context, builder, sig, args):
             members, row_tuple = _members(builder, args[0]), cgutils.unpack_tuple(builder, args[1])
             weights = [
@@ -131,20 +110,23 @@ def _make_dot(dot: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Val
                 for j in range(tile.vectors)
             ]
             for i in range(tile.rows):
-                word = emit.broadcast(
-                    builder, emit.load_as(builder, emit.pointer(builder, row_tuple[i], args[2]), emit.f32)
-                )
+                pointer = emit.pointer(builder, row_tuple[i], args[2])
+                word = emit.broadcast(builder, emit.load_as(builder, pointer, emit.f32))
                 for j, weight in enumerate(weights):
-                    members[i * tile.vectors + j] = dot(builder, members[i * tile.vectors + j], word, weight)
+                    k = i * tile.vectors + j
+                    members[k] = add_product(builder, members[k], word, weight)
             return _assemble(builder, members)
 
         return tile(tile, rows, types.intp, types.intp), codegen
 
-    return tile_dot
+    return step
 
 
-# Like `tile_fma`, of words of 32 bits: two bfloat16, whose products are added up in float32; or four bytes, in int32.
-tile_dot_bf16, tile_dot_int8 = _make_dot(emit.dot_bf16), _make_dot(emit.dot_int8)
+# ``tile_fma(tile, rows, offset, panel)``: row i of the tile gains ``float at (rows[i] + offset)`` times the `vectors`
+# vectors at address `panel`. The others do it with words of 32 bits: two bfloat16, whose products are added up in
+# float32; or four bytes, in int32.
+tile_fma = _make_step(lambda builder, sums, a, b: emit.fma(builder, a, b, sums))
+tile_dot_bf16, tile_dot_int8 = _make_step(emit.dot_bf16), _make_step(emit.dot_int8)
 
 
 @intrinsic
