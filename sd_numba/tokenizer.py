@@ -104,13 +104,14 @@ class Tokenizer:
             There are more tokens than the text encoder knows.
         """
         special = SPECIAL_TOKENS | {"pad_token": pad_token}
-        model = _byte_pairs(*_clip_vocabulary(), special["unk_token"])
+        merges = _clip_merges()
+        model = _byte_pairs(vocabulary(merges), merges, special["unk_token"])
         tokenizer = cls._of(model, _added_tokens({}, {}, special), special, CLIP_LENGTH)
         return tokenizer._checked("CLIP's vocabulary", vocab_size)
 
     @classmethod
     def _of(cls, model: BPE, added: list[AddedToken], special: Mapping[str, Any], length: object) -> Tokenizer:
-        backend = _build_backend(model, added)
+        backend = build_backend(model, added)
         vocab = backend.get_vocab()
         bos_id, eos_id, pad_id = (vocab[_content(special[key])] for key in ("bos_token", "eos_token", "pad_token"))
         # Some files say 1e30 for "no limit", but CLIP always has one.
@@ -126,19 +127,11 @@ class Tokenizer:
     @property
     def is_clip(self) -> bool:
         """Whether it is CLIP's own vocabulary."""
-        return self._backend.get_vocab() == _clip_vocabulary()[0]
+        return self._backend.get_vocab() == vocabulary(_clip_merges())
 
     def save(self, folder: Path) -> None:
         """Write CLIP's tokenizer as a ``tokenizer`` folder, with this one's padding."""
-        vocab, merges = _clip_vocabulary()
-        folder.mkdir()
-        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-        lines = ["#version: 0.2", *map(" ".join, merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        pad_token = self._backend.id_to_token(self.pad_id)
-        settings = {**SPECIAL_TOKENS, "pad_token": pad_token, "model_max_length": self.max_length}
-        settings |= {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "add_prefix_space": False}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(folder, _clip_merges(), str(self._backend.id_to_token(self.pad_id)), self.max_length)
 
     def __call__(self, text: str | Sequence[str]) -> np.ndarray:
         """Token ids of one prompt or several.
@@ -280,17 +273,37 @@ def _byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: s
     )
 
 
-def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens (letters for bytes, the same as ends of words, what merges make, special ones) and merges."""
+def _clip_merges() -> list[tuple[str, str]]:
     text = gzip.decompress((Path(__file__).parent / "models" / "clip" / "merges.txt.gz").read_bytes()).decode("utf-8")
-    merges = [(left, right) for left, right in map(str.split, text.splitlines())]
+    return [(left, right) for left, right in map(str.split, text.splitlines())]
+
+
+def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Return the tokens of a CLIP tokenizer with their ids.
+
+    They are letters for bytes, the same at ends of words, what the merges make, and two special ones.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
-    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
 
 
-def _build_backend(model: BPE, added: list[AddedToken]) -> Backend:
+def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]], pad_token: str, max_length: int) -> None:
+    """Write a CLIP tokenizer as a ``tokenizer`` folder."""
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(merges), ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {**SPECIAL_TOKENS, "pad_token": pad_token}
+    settings = {"model_max_length": max_length, "tokenizer_class": "CLIPTokenizer"}
+    settings |= {"do_lower_case": True, "add_prefix_space": False}
+    for name, content in (("special_tokens_map.json", special), ("tokenizer_config.json", special | settings)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def build_backend(model: BPE, added: Sequence[AddedToken] = ()) -> Backend:
+    """Set up the way from text to tokens: how CLIP normalises it and splits it into words, around a model."""
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -301,5 +314,5 @@ def _build_backend(model: BPE, added: list[AddedToken]) -> Backend:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    backend.add_tokens(added)
+    backend.add_tokens(list(added))
     return backend
