@@ -193,7 +193,8 @@ def test_wrong_options_are_one_line_and_leave_nothing(run, tmp_path, arguments, 
 
 def test_no_prompt_shows_how(run):
     result = run("generate")
-    assert result.exit_code == 2
+    assert result.exit_code == 2 and "found no prompt" in result.stderr
+    assert len(re.findall(r'^  sd-numba generate "[^"]+"', result.stderr, re.MULTILINE)) == 3
     assert 'sd-numba generate "a red apple' in result.stderr
 
 

@@ -10,17 +10,18 @@ settings, draw the same prompts from the same noise. It needs sd-numba and the a
 other package. The settings:
 
 default
-    All prompts as the model is advised to be used: DPM++ 2M, 20 steps, CFG 4.
+    All prompts, with the defaults of the model.
 sweep
-    About 60 prompts of all categories, with many samplers, numbers of steps and CFG scales.
+    About 60 prompts of all categories, with many samplers, numbers of steps and CFG scales, one of them at a time
+    unlike DPM++ 2M, 20 steps, CFG 4.
 roll-call
     Every single thing by its usual name.
 autoencoder
     Perfect pictures of all prompts, encoded and decoded by the model: the best fidelity that it could reach.
 
-Of two models that are compared, **the one that passes more prompts over all categories is better; if they pass as many,
-the one with the higher mean fidelity over the prompts that both pass.** A difference of a few prompts is chance:
-``--seed`` gives other noise.
+Two models are compared with DPM++ 2M, 20 steps, CFG 4: **the one that passes more prompts over all categories is
+better; if they pass as many, the one with the higher mean fidelity over the prompts that both pass.** A difference of a
+few prompts is chance: ``--seed`` gives other noise.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ BATCH = 12
 SWEEP_PROMPTS, GRID_PROMPTS = 60, 48
 Report = tuple[str, list[Run]]  # Markdown, and the pictures that it is about
 SETTINGS = ("default", "sweep", "roll-call", "autoencoder")
-DEFAULT = Setting()
+USUAL = Setting()
 SWEEP = (
-    *(replace(DEFAULT, guidance=guidance) for guidance in (2, 3, 4, 5, 7.5)),
-    *(replace(DEFAULT, steps=steps) for steps in (8, 10, 12, 16, 30)),
-    *(replace(DEFAULT, scheduler=name) for name in ("dpm++2m-karras", "dpm++2m-sde", "ddim", "euler", "euler-a")),
-    *(replace(DEFAULT, scheduler=name) for name in ("pndm", "lms", "unipc")),
-    replace(DEFAULT, scheduler="heun", steps=10),  # two network calls a step
+    *(replace(USUAL, guidance=guidance) for guidance in (2, 3, 4, 5, 7.5)),
+    *(replace(USUAL, steps=steps) for steps in (8, 10, 12, 16, 30)),
+    *(replace(USUAL, scheduler=name) for name in ("dpm++2m-karras", "dpm++2m-sde", "ddim", "euler", "euler-a")),
+    *(replace(USUAL, scheduler=name) for name in ("pndm", "lms", "unipc")),
+    replace(USUAL, scheduler="heun", steps=10),  # two network calls a step
 )
 
 
@@ -116,14 +117,16 @@ def exam_of_one(
             runs.append(ask(pipe, judge, prompts, setting, seed))
             yield sweep_table(runs), runs
     else:
-        runs = [ask(pipe, judge, prompts, DEFAULT, seed)]
+        defaults = pipe.defaults
+        setting = Setting(pipe.scheduler_name(None), defaults["num_inference_steps"], defaults["guidance_scale"])
+        runs = [ask(pipe, judge, prompts, setting, seed)]
         yield run_table(runs[0]), runs
 
 
 def exam_of_two(models: tuple[str, str], judge: Judge, prompts: Sequence[Prompt], seed: int) -> Iterator[Report]:
     """Examine two models, and say which is better."""
     pipes = (StableDiffusionPipeline.from_pretrained(model) for model in models)
-    runs = [ask(pipe, judge, prompts, DEFAULT, seed) for pipe in pipes]
+    runs = [ask(pipe, judge, prompts, USUAL, seed) for pipe in pipes]
     yield comparison_table(models, *runs), runs
 
 
@@ -150,7 +153,7 @@ def save_failures(path: Path, failures: Sequence[Judged]) -> None:
 @click.command(help=__doc__.partition("\n\n")[0])
 @click.option("--model", help="Folder or file.  [default: the embedded model]")
 @click.option("--settings", type=click.Choice(SETTINGS), default="default", show_default=True)
-@click.option("--compare", nargs=2, metavar="MODEL MODEL", help="Two models in the default setting.")
+@click.option("--compare", nargs=2, metavar="MODEL MODEL", help="Two models in the same setting.")
 @click.option("--check-judge", is_flag=True, help="Try the judge on painted pictures; no model.")
 @click.option("--limit", type=int, help="How many of the prompts.")
 @click.option("--seed", default=0, show_default=True, help="Other noise.")

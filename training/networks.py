@@ -20,7 +20,7 @@ WIDTH = 192  # of the text encoder
 STEPS = 1000  # of the noise schedule
 BETAS = 0.00085, 0.012  # first and last
 SCHEDULE = {
-    "_class_name": "PNDMScheduler",
+    "_class_name": "DPMSolverMultistepScheduler",
     "beta_start": BETAS[0],
     "beta_end": BETAS[1],
     "beta_schedule": "scaled_linear",
@@ -33,12 +33,12 @@ SCHEDULE = {
 }
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
-    "_defaults": {"num_inference_steps": 20, "guidance_scale": 4.0, "scheduler": "dpm++2m"},
+    "_defaults": {"num_inference_steps": 12, "guidance_scale": 3.0, "scheduler": "dpm++2m"},
     "requires_safety_checker": False,
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "PNDMScheduler"],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],

@@ -25,6 +25,14 @@ from .additions import load_embeddings, load_loras
 from .common import ANY_PATH, EXAMPLE, threads_option, warm_up
 
 SPACINGS = ("normal", "karras", "exponential")
+NO_PROMPT = f"""found no prompt; say what to draw, for example:
+
+  {EXAMPLE}
+  sd-numba generate "a penguin holding an ice cream cone in the snow"
+  sd-numba generate "three strawberries, twemoji style" --seed 7 -o strawberries.png
+
+The model that comes with sd-numba draws things that have an emoji, in colours, numbers, places, scenes and styles.
+Others draw anything: see "sd-numba download --help". "sd-numba generate --help" lists the options."""
 MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
 
 
@@ -100,7 +108,7 @@ def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> N
         raise click.UsageError("found two prompts, as an argument and with -p; expected one")
     prompt = prompt if prompt is not None else prompt_option
     if prompt is None:
-        raise click.UsageError(f"no prompt; try: {EXAMPLE}")
+        raise click.UsageError(NO_PROMPT)
     kernels.set_threads(options["threads"])
     count = options["batch_count"]
     if not 1 <= count <= MAX_BATCH:
