@@ -237,12 +237,12 @@ def test_scheduler_configs_are_checked(run, tmp_path):
     model = shutil.copytree(embedded_model_path(), tmp_path / "model")
     config = model / "scheduler" / "scheduler_config.json"
     text = config.read_text()
-    config.write_text(text.replace("PNDMScheduler", "DEISMultistepScheduler"))
+    config.write_text(text.replace("DPMSolverMultistepScheduler", "DEISMultistepScheduler"))
     assert "scheduler: DEISMultistepScheduler (not supported: choose a sampler): ok" in run("test", str(model)).stdout
     config.write_text(text.replace('"scaled_linear"', '"sigmoid"'))
     result = run("test", str(model))
     assert result.exit_code == 1
-    assert "scheduler: PNDMScheduler: FAULT: scheduler config: beta_schedule is 'sigmoid'" in result.stdout
+    assert "Scheduler: FAULT: scheduler config: beta_schedule is 'sigmoid'" in result.stdout
 
 
 def test_sdxl_is_named(run, tmp_path):

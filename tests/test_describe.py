@@ -131,7 +131,7 @@ def test_describe(folder, tmp_path):
     lines = describe(folder).split("\n")
     assert lines[0].startswith("Stable Diffusion model") and len(lines) == 5
     assert lines[2] == "unet: UNet: 326 tensors, 8,741,092 parameters, F16, 17.5 MB"
-    assert lines[4] == "scheduler: PNDMScheduler, v_prediction, scaled_linear"
+    assert lines[4] == "scheduler: DPMSolverMultistepScheduler, v_prediction, scaled_linear"
     assert describe(folder / "unet") == lines[2].removeprefix("unet: ")
     assert describe(folder / "vae" / "diffusion_pytorch_model.safetensors").startswith("VAE: 156 tensors")
     save_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8), "a cat\nSteps: 20")

@@ -219,7 +219,7 @@ def test_a_model_whose_own_sampler_is_not_supported_runs_with_another(copied):
     index = copied / "model_index.json"
     index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     config = copied / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace("PNDMScheduler", "DEISMultistepScheduler"))
+    config.write_text(config.read_text().replace("DPMSolverMultistepScheduler", "DEISMultistepScheduler"))
     pipe = StableDiffusionPipeline.from_pretrained(copied)
     with pytest.raises(ModelError, match=r"DEISMultistepScheduler.*choose a sampler"):
         pipe("a fox", **FEW)
