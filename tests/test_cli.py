@@ -242,7 +242,8 @@ def test_scheduler_configs_are_checked(run, tmp_path):
     config.write_text(text.replace('"scaled_linear"', '"sigmoid"'))
     result = run("test", str(model))
     assert result.exit_code == 1
-    assert "Scheduler: FAULT: scheduler config: beta_schedule is 'sigmoid'" in result.stdout
+    fault = "FAULT: scheduler config: beta_schedule is 'sigmoid'"
+    assert f"scheduler: DPMSolverMultistepScheduler: {fault}" in result.stdout
 
 
 def test_sdxl_is_named(run, tmp_path):

@@ -20,9 +20,10 @@ from training.autoencoder import encode, normalise_latents
 from training.captions import COLOURS, TINTS
 from training.compose import Composer, tint, to_rows
 from training.dataset import Dataset
+from training.denoiser import Diffusion
 from training.held_out import Thing
 from training.loop import Average, Plan, train
-from training.networks import SCALING_FACTOR, SCHEDULE, alphas_cumprod, make_autoencoder
+from training.networks import SCALING_FACTOR, SCHEDULE, make_autoencoder
 from training.optimizer import Optimizer, orthogonalise
 from training.references import Placed, References
 from training.world import Background, Composition, Item, World
@@ -71,7 +72,12 @@ def test_a_picture_alone_is_tinted_as_in_a_batch():
 
 
 def test_the_schedule_is_that_of_the_pipeline():
-    np.testing.assert_allclose(alphas_cumprod(), NoiseSchedule.from_config(SCHEDULE).alphas_cumprod, rtol=1e-6)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - betas, 0)
+    diffusion = Diffusion(None, None, torch.zeros(1, 77))
+    np.testing.assert_allclose(diffusion._signal**2, expected, rtol=1e-6)
+    np.testing.assert_allclose(diffusion._noise**2, 1 - expected, rtol=1e-4)
+    np.testing.assert_allclose(NoiseSchedule.from_config(SCHEDULE).alphas_cumprod, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 20), (2, 20, 4)])

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional
 from transformers import CLIPTextModel
 
+from sd_numba.schedule import NoiseSchedule
 from sd_numba.tokenizer import Tokenizer
 
 from .art import Art
@@ -26,7 +27,7 @@ from .autoencoder import encode
 from .compose import Composer
 from .dataset import Dataset
 from .loop import Plan, train
-from .networks import STEPS, alphas_cumprod, make_text_encoder, make_unet, save_network, save_settings
+from .networks import SCHEDULE, STEPS, make_text_encoder, make_unet, save_network, save_settings
 from .options import add_inputs
 
 DROPPED = 0.12  # of the captions
@@ -39,8 +40,8 @@ class Diffusion:
 
     def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, empty: torch.Tensor):
         self.text_encoder, self.unet, self.empty = text_encoder, unet, empty
-        alphas = alphas_cumprod().to(empty.device)
-        self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
+        alphas = torch.tensor(NoiseSchedule.from_config(SCHEDULE).alphas_cumprod, dtype=torch.float32)
+        self._signal, self._noise = (level.sqrt().to(empty.device) for level in (alphas, 1 - alphas))
 
     def loss(
         self, latents: torch.Tensor, ids: torch.Tensor, steps: torch.Tensor, eps: torch.Tensor, dropped: torch.Tensor

@@ -18,11 +18,10 @@ FACTOR = 4  # pixels a latent, on each side
 CHANNELS = 4  # of latents
 WIDTH = 192  # of the text encoder
 STEPS = 1000  # of the noise schedule
-BETAS = 0.00085, 0.012  # first and last
 SCHEDULE = {
     "_class_name": "DPMSolverMultistepScheduler",
-    "beta_start": BETAS[0],
-    "beta_end": BETAS[1],
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": STEPS,
     "prediction_type": "v_prediction",
@@ -92,13 +91,6 @@ def make_text_encoder(vocabulary: int) -> CLIPTextModel:
         pad_token_id=vocabulary - 1,
     )
     return CLIPTextModel(config)
-
-
-def alphas_cumprod() -> torch.Tensor:
-    """Return the share of the signal in the variance at each step, float32 ``(STEPS,)``."""
-    start, end = BETAS
-    betas = torch.linspace(start**0.5, end**0.5, STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
 
 
 def save_network(network: torch.nn.Module, folder: Path) -> None:

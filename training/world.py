@@ -251,7 +251,7 @@ class World:
         """One geometric shape, or several alike."""
         background, phrase = self._background([], None, (0.5, 0.42, 0.02))
         shape, colour = self._coloured_shape(background)
-        noun = f"{self._colour_name(colour)} {words.SHAPES[shape]}"
+        noun = self._shape_noun(shape, colour)
         if self._chance(0.25):
             number = self.rng.choice((2, 3, 4, 5, 6))
             caption = f"{self.rng.choice(words.NUMBERS[number])} {words.plural(noun)}{phrase}"
@@ -277,10 +277,7 @@ class World:
         first, second = self._coloured_shape(background), self._coloured_shape(background)
         if first == second:
             raise UnsuitableError
-        nouns = [
-            words.with_article(f"{self._colour_name(colour)} {words.SHAPES[shape]}")
-            for shape, colour in (first, second)
-        ]
+        nouns = [words.with_article(self._shape_noun(shape, colour)) for shape, colour in (first, second)]
         if self._chance(0.14):
             if first[1] == second[1] or words.SHAPES[second[0]] in ("ring", "cross"):
                 raise UnsuitableError
@@ -298,9 +295,9 @@ class World:
         shape, colour = self._coloured_shape(background)
         if words.SHAPES[shape] not in ROOMY:
             raise UnsuitableError
-        shape_noun = words.with_article(f"{self._colour_name(colour)} {words.SHAPES[shape]}")
+        ground = words.with_article(self._shape_noun(shape, colour))
         relation = self.rng.choice((*words.INSIDE, " on "))
-        caption = self._noun_phrase(concept, plain=True) + relation + shape_noun + phrase
+        caption = self._noun_phrase(concept, plain=True) + relation + ground + phrase
         items = (
             self._shape_item(shape, colour, 0.95, 0.5, 0.5),
             self._item(concept, style, None, 0.46, 0.5, 0.52),
@@ -439,6 +436,9 @@ class World:
         if uncounted:
             return noun if self._chance(0.75) else f"some {noun}"
         return (words.with_article(noun), noun, f"the {noun}")[self._lot((0.72, 0.22, 0.06))]
+
+    def _shape_noun(self, shape: int, colour: str) -> str:
+        return f"{self._colour_name(colour)} {words.SHAPES[shape]}"
 
     def _embellish(self, caption: str, style: int) -> str:
         """Name the style, unless it is the first, and put words around a caption that change nothing."""
