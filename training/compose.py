@@ -10,12 +10,10 @@ from torch.nn import functional
 
 from .art import SIZE, Art
 from .backdrops import scene_pictures, shape_pictures
-from .world import MAX_ITEMS, Background, Composition
+from .world import HALF_BELOW, LUMA, MAX_ITEMS, Background, Composition
 
 PAINTS = ("", "tint", "fill")
 NOTHING = -1
-SMALL_BELOW = 0.58  # of the picture: smaller ones are scaled from a half-size copy, so that they do not flicker
-LUMA = (0.3, 0.59, 0.11)
 
 
 def to_rows(compositions: Sequence[Composition]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +84,7 @@ class Composer:
         (in_scene,) = (backgrounds[:, 0] >= 0).nonzero(as_tuple=True)
         canvas[in_scene] = self.scenes[backgrounds[in_scene, 0].long()] / 255
         for slot in items.unbind(1):
-            present, small = slot[:, 0] >= 0, slot[:, 1] < SMALL_BELOW
+            present, small = slot[:, 0] >= 0, slot[:, 1] < HALF_BELOW
             for pictures, chosen in ((self.half_pictures, present & small), (self.pictures, present & ~small)):
                 (rows,) = chosen.nonzero(as_tuple=True)
                 if len(rows):

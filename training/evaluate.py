@@ -36,7 +36,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sd_numba import StableDiffusionPipeline
+from sd_numba import SdNumbaError, StableDiffusionPipeline
 
 from .art import Art
 from .check_judge import check, perfect
@@ -187,9 +187,12 @@ def main(
         reports = exam_of_two(compare, judge, prompts, seed)
     else:
         reports = exam_of_one(model, judge, prompts, settings, seed)
-    for report, runs in reports:  # noqa: B007
-        if write:
-            write.write_text(f"{report}\n", encoding="utf-8")
+    try:
+        for report, runs in reports:  # noqa: B007
+            if write:
+                write.write_text(f"{report}\n", encoding="utf-8")
+    except SdNumbaError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(report)
     if grid and runs:
         save_grid(grid, runs[-1].judged)

@@ -16,9 +16,7 @@ from .art import SIZE, STYLES, Art
 from .backdrops import scene_pictures, shape_pictures
 from .captions import COLOURS, SCENES, SHAPES, TINTS
 from .held_out import Thing
-
-HALF_BELOW = 0.58  # of the picture: smaller things are scaled from a half-size copy, as in training
-LUMA = (0.3, 0.59, 0.11)
+from .world import HALF_BELOW, LUMA
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ VARIANTS = 24  # of each scene
 FULL, IN_SCENE, PART, SMALL, BIG = 0.8, 0.62, 0.44, 0.36, 0.97  # sides of pictures, as a share of the whole picture's
 STEP = 0.26  # from the centre to where a part is
 STYLE_WEIGHTS = (0.6, 0.2, 0.2)
+HALF_BELOW = 0.58  # smaller pictures are scaled from a half-size copy, so that they do not flicker
+LUMA = (0.3, 0.59, 0.11)  # weights of red, green and blue, for tints
 FLOATING = {"space", "underwater", "sky", "night"}  # scenes without ground
 
 ARRANGEMENTS = {
