@@ -160,3 +160,16 @@ def test_saved_and_loaded(tmp_path):
     loaded = Art.load(tmp_path / "art.npz")
     assert loaded.concepts == art.concepts
     np.testing.assert_array_equal(loaded.pictures, art.pictures)
+
+
+def test_what_is_not_whole_is_said_in_one_line(tmp_path):
+    path = tmp_path / "art.npz"
+    tiny_art().save(path)
+    whole = path.read_bytes()
+    np.save(tmp_path / "other.npy", np.zeros(3))
+    np.savez(tmp_path / "other.npz", ids=np.zeros(3))
+    others = [(tmp_path / name).read_bytes() for name in ("other.npy", "other.npz")]
+    for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:100] + bytes(9) + whole[109:], *others):
+        path.write_bytes(damaged)
+        with pytest.raises(SystemExit, match=rf"^{path}: damaged, or another file; python -m training.art makes it$"):
+            Art.load(path)

@@ -21,6 +21,7 @@ import click
 import numpy as np
 
 from .icons import IconSet, rasterise
+from .options import read_arrays
 from .packages import PACKAGES, Package, fetch_packages, read_members
 
 STYLES = ("fluent", "noto", "twemoji")  # the first is the one that is drawn if a caption names none
@@ -82,10 +83,8 @@ class Art:
     @classmethod
     def load(cls, path: Path) -> Art:
         """Read what ``save`` wrote."""
-        with np.load(path) as stored:
-            concepts = json.loads(stored["concepts"].tobytes())
-            pictures = stored["pictures"]
-        return cls(tuple(_concept(concept) for concept in concepts), pictures)
+        concepts, pictures = read_arrays(path, "art", "concepts", "pictures")
+        return cls(tuple(_concept(concept) for concept in json.loads(concepts.tobytes())), pictures)
 
 
 def _concept(stored: dict) -> Concept:

@@ -17,7 +17,7 @@ from sd_numba.tokenizer import Tokenizer
 
 from .art import Art, Concept
 from .compose import to_rows
-from .options import add_inputs
+from .options import add_inputs, read_arrays
 from .world import World
 
 CHUNK = 2000
@@ -34,8 +34,7 @@ class Dataset:
     @classmethod
     def load(cls, path: Path) -> Dataset:
         """Read what the command wrote."""
-        with np.load(path) as stored:
-            return cls(**stored)
+        return cls(*read_arrays(path, "dataset", "ids", "items", "backgrounds"))
 
 
 def generate(concepts: tuple[Concept, ...], tokenizer: Path, count: int, seed: int) -> Dataset:

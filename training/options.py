@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
+import zlib
 from pathlib import Path
+
+import numpy as np
 
 MAKERS = {  # option: what it is by default, and the command that makes it
     "--art": ("training/data/art.npz", "art"),
@@ -23,3 +27,12 @@ def add_inputs(parser: argparse.ArgumentParser, *options: str) -> None:
             return Path(text)
 
         parser.add_argument(option, type=existing, default=default, help="%(default)s")
+
+
+def read_arrays(path: Path, command: str, *names: str) -> list[np.ndarray]:
+    """Read arrays by name from an ``.npz`` that a command made; end the process in one line if it is not whole."""
+    try:
+        with np.load(path) as stored:
+            return [stored[name] for name in names]
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+        raise SystemExit(f"{path}: damaged, or another file; python -m training.{command} makes it") from None
