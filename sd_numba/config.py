@@ -55,7 +55,7 @@ class ConfigReader:
     def number(self, key: str, default: float) -> float:
         """Give the finite number at ``key`` as a float."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        if not _is_number(value):
             self.fail(key, "a number")
         return float(value)
 
@@ -87,6 +87,18 @@ class ConfigReader:
             self.fail(key, "a list of positive integers")
         return tuple(value)
 
+    def table(self, key: str, rows: int, columns: int) -> tuple[tuple[float, ...], ...] | None:
+        """Give the rows of finite numbers at ``key``, or None if there are none."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        lists = value if isinstance(value, list | tuple) else []
+        if len(lists) != rows or not all(isinstance(row, list | tuple) and len(row) == columns for row in lists):
+            self.fail(key, f"{rows} lists of {columns} numbers")
+        if not all(_is_number(number) for row in lists for number in row):
+            self.fail(key, f"{rows} lists of {columns} numbers")
+        return tuple(tuple(float(number) for number in row) for row in lists)
+
     def per_level(self, key: str, default: int, levels: int, maximum: int = MAX_SIZE) -> tuple[int, ...]:
         """Give one integer a level; the file may hold one integer for all of them."""
         value = self._get(key, default)
@@ -109,6 +121,10 @@ class ConfigReader:
 
 def _is_integer(value: Any, minimum: int, maximum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _listed(words: Sequence[str]) -> str:

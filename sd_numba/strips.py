@@ -1,4 +1,4 @@
-"""The decoder's last levels in strips of rows: large pictures in a third of the memory, without seams.
+"""The widest levels of decoder and encoder in strips of rows: large pictures in a third of the memory, without seams.
 
 A feature map is here something that can be asked for some of its rows. One that is *stored* has them; the others
 compute them from the rows of the map before, so that a chain of layers is computed a strip at a time, with the few
@@ -22,10 +22,10 @@ import numpy as np
 
 import kernels
 
-from .layers import GroupNorm
+from .layers import Conv2d, GroupNorm
 
 if TYPE_CHECKING:
-    from .vae import Decoder, ResnetBlock
+    from .vae import Decoder, Encoder, ResnetBlock
 
 WHOLE = 160 << 20  # bytes of a feature map up to which it is computed as a whole
 STRIP = 32 << 20  # bytes of a strip of the widest map of a level
@@ -92,6 +92,24 @@ class _Convolved:
 
     def forget(self, first: int) -> None:
         self.source.forget((first - 1) // self.scale)
+
+
+class _Halved:
+    """A 3x3 convolution of stride 2 of a map, which is padded at the right and the bottom."""
+
+    fresh = True
+
+    def __init__(self, conv: Any, source: _FeatureMap) -> None:
+        self.conv, self.source, self.height = conv, source, source.height // 2
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        high = min(2 * last + 1, self.source.height)
+        return kernels.conv2d(
+            self.source.rows(2 * first, high), self.conv.weight, self.conv.bias, 2, ((0, 2 * last + 1 - high), (0, 1))
+        )
+
+    def forget(self, first: int) -> None:
+        self.source.forget(2 * first)
 
 
 class _Kept:
@@ -190,6 +208,40 @@ def decode_in_strips(decoder: Decoder, x: np.ndarray) -> np.ndarray:
             stored, enlarged = _store(_Residual(block, enlarged or stored, step), step), None
     last = _Convolved(decoder.conv_out, _Normed(decoder.conv_norm_out, stored, step))
     return np.concatenate(_store(last, step).strips, axis=1)
+
+
+def encode_in_strips(encoder: Encoder, x: np.ndarray) -> np.ndarray:
+    """Encode one image as `encoder` does, in strips as long as maps exceed `WHOLE`.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    x : ndarray
+        Float32 ``(1, h, w, in_channels)``.
+
+    Returns
+    -------
+    ndarray
+        Float32 ``(1, h / f, w / f, 2 * latent_channels)``.
+    """
+    blocks: list[Any] = list(encoder.blocks)
+    row_bytes = x.strides[1] // x.shape[3] * encoder.conv_in.weight.shape[0]
+    step = max(8, STRIP // row_bytes // 8 * 8)
+    stored = _store(_Convolved(encoder.conv_in, _Stored([x])), step)
+    halvings = sum(isinstance(block, Conv2d) for block in blocks)
+    while halvings and stored.height * stored.row_bytes > WHOLE:
+        kernels.trim()
+        block = blocks.pop(0)
+        if isinstance(block, Conv2d):
+            halvings -= 1
+            stored = _store(_Halved(block, stored), step)
+        else:
+            stored = _store(_Residual(block, stored, step), step)
+    x = np.concatenate(stored.strips, axis=1)
+    del stored
+    for block in blocks:
+        x = block(x)
+    return encoder.conv_out(encoder.conv_norm_out(x, out=x))
 
 
 def _statistics(source: _FeatureMap, groups: int, step: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import kernels
 from .config import MAX_LAYERS, ConfigReader
 from .errors import InputError
 from .layers import Conv2d, GroupNorm, Linear, WeightSource, products, to_nchw, to_nhwc
-from .strips import decode_in_strips
+from .strips import decode_in_strips, encode_in_strips
 
 EPS = 1e-6  # of every group norm
 
@@ -39,7 +39,12 @@ UNUSED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Shape of the autoencoder. Names and defaults are those of diffusers' ``AutoencoderKL``."""
+    """Shape of the autoencoder. Names and defaults are those of diffusers' ``AutoencoderKL``.
+
+    ``latent_rgb_factors``, ours, is ``_latent_rgb_factors`` in the file, as diffusers ignores keys that begin so: red,
+    green and blue in [0, 1] for each scaled latent channel and, as the last row, where all are 0; see
+    `sd_numba.preview`.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -52,6 +57,7 @@ class VaeConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    latent_rgb_factors: tuple[tuple[float, ...], ...] | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VaeConfig:
@@ -65,10 +71,11 @@ class VaeConfig:
         read = ConfigReader(values, "vae")
         for key, supported in UNUSED.items():
             read.only(key, *supported)
+        latent_channels = read.integer("latent_channels", cls.latent_channels)
         config = cls(
             in_channels=read.integer("in_channels", cls.in_channels),
             out_channels=read.integer("out_channels", cls.out_channels),
-            latent_channels=read.integer("latent_channels", cls.latent_channels),
+            latent_channels=latent_channels,
             block_out_channels=read.integers("block_out_channels", cls.block_out_channels),
             layers_per_block=read.integer("layers_per_block", cls.layers_per_block, maximum=MAX_LAYERS),
             norm_num_groups=read.integer("norm_num_groups", cls.norm_num_groups),
@@ -77,6 +84,7 @@ class VaeConfig:
             use_quant_conv=read.flag("use_quant_conv", cls.use_quant_conv),
             use_post_quant_conv=read.flag("use_post_quant_conv", cls.use_post_quant_conv),
             mid_block_add_attention=read.flag("mid_block_add_attention", cls.mid_block_add_attention),
+            latent_rgb_factors=read.table("_latent_rgb_factors", latent_channels + 1, 3),
         )
         if any(c % config.norm_num_groups for c in config.block_out_channels):
             channels = list(config.block_out_channels)
@@ -257,13 +265,15 @@ class Vae:
             decode = partial(decode_in_strips, self.decoder) if tiling else self.decoder
             return np.concatenate([to_nchw(decode(x[i : i + 1])) for i in range(len(x))])
 
-    def encode(self, image: np.ndarray) -> np.ndarray:
+    def encode(self, image: np.ndarray, *, tiling: bool = False) -> np.ndarray:
         """Encode pictures to the mean of their latents.
 
         Parameters
         ----------
         image : float array ``(b, in_channels, h, w)``
             In -1 .. 1, at least ``factor`` pixels on each side.
+        tiling : bool
+            Compute the first levels in strips, as for `decode`.
 
         Returns
         -------
@@ -275,11 +285,36 @@ class Vae:
         InputError
             ``image`` has another shape or is too small.
         """
+        return to_nchw(self._encode(image, tiling)[..., : self.config.latent_channels])
+
+    def moments(self, image: np.ndarray, *, tiling: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Encode pictures to the normal distribution of their latents, one that is independent value by value.
+
+        Parameters
+        ----------
+        image : float array
+        tiling : bool
+            Both as for `encode`.
+
+        Returns
+        -------
+        mean, std : float32 array ``(b, latent_channels, h // factor, w // factor)``
+            Unscaled. The logarithm of the variance is kept in -30 .. 20, as diffusers does.
+
+        Raises
+        ------
+        InputError
+            ``image`` has another shape or is too small.
+        """
+        mean, log_variance = np.split(self._encode(image, tiling), 2, axis=-1)
+        return to_nchw(mean), to_nchw(np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20)))
+
+    def _encode(self, image: np.ndarray, tiling: bool) -> np.ndarray:
+        """Give means and log-variances, ``(b, h // factor, w // factor, 2 * latent_channels)``."""
         x = to_nhwc(image, self.config.in_channels, "image")
         if min(x.shape[1:3]) < self.factor:
             raise InputError(f"image: found {x.shape[1]} x {x.shape[2]} pixels, expected at least {self.factor} a side")
         with kernels.reuse():
-            moments = np.concatenate([self.encoder(x[i : i + 1]) for i in range(len(x))])
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
-        return to_nchw(moments[..., : self.config.latent_channels])
+            encode = partial(encode_in_strips, self.encoder) if tiling else self.encoder
+            moments = np.concatenate([encode(x[i : i + 1]) for i in range(len(x))])
+        return moments if self.quant_conv is None else self.quant_conv(moments)

@@ -30,6 +30,13 @@ def test_encode_golden(case):
     check(vae(case).encode(case.image()), golden(case.path)["vae_encode"], TOLERANCE, case.name)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_moments_golden(case):
+    mean, std = vae(case).moments(case.image())
+    np.testing.assert_array_equal(mean, vae(case).encode(case.image()))
+    check(std, golden(case.path)["vae_encode_std"], TOLERANCE, case.name)
+
+
 def test_inputs_stay_as_they_are():
     network, latents, image = vae(SD1), SD1.latents(), SD1.image()
     network.decode(latents)
