@@ -10,13 +10,14 @@ numbers: as easy as 1, 2, 3" (2011).
 
 import math
 import operator
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from sd_numba.errors import InputError
 
+_MT19937_WORDS = 624
 _BLOCK = 16  # torch fills 16 values at a time: 8 radii, then 8 angles
 _PHILOX_ROUNDS = 10
 _PHILOX_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -31,6 +32,9 @@ class Noise(Protocol):
 
     def normal(self, shape: Iterable[int]) -> np.ndarray:
         """Return the next ``shape`` of float32 noise and move the stream on."""
+
+    def state(self) -> dict[str, Any]:
+        """Return where the stream is, in plain values and arrays, for :func:`restore_noise`."""
 
 
 class TorchNoise:
@@ -57,6 +61,11 @@ class TorchNoise:
         n = math.prod(shape)
         flat = self._short(n) if n < _BLOCK else self._long(n)
         return flat.reshape(shape)
+
+    def state(self) -> dict[str, Any]:
+        """Return where the stream is: the generator's words, the next one's place, and the value that is left over."""
+        bits = self._bits.get_state(legacy=False)["state"]
+        return {"rng": "cpu", "key": bits["key"], "position": int(bits["pos"]), "spare": self._spare}
 
     def _uint32(self, n: int) -> np.ndarray:
         return self._bits.randint(0, 2**32, size=n, dtype=np.uint32)
@@ -108,6 +117,10 @@ class CudaNoise:
         v = second * _CURAND_2POW32_INV_2PI + _CURAND_2POW32_INV_2PI / 2
         return (np.sqrt(-2 * np.log(u)) * np.sin(v)).astype(np.float32).reshape(shape)
 
+    def state(self) -> dict[str, Any]:
+        """Return where the stream is: the seed, and the number of calls so far."""
+        return {"rng": "cuda", "seed": self._key, "calls": self._calls}
+
 
 def make_noise(rng: str, seed: int) -> TorchNoise | CudaNoise:
     """Return the noise source called ``rng``.
@@ -129,6 +142,42 @@ def make_noise(rng: str, seed: int) -> TorchNoise | CudaNoise:
     if rng == "cuda":
         return CudaNoise(seed)
     raise InputError(f"unknown random number generator {rng!r}: it can be 'cpu' or 'cuda'")
+
+
+def draw(sources: Sequence[Noise], count: int, shape: Iterable[int]) -> np.ndarray:
+    """Return noise of ``shape`` for ``count`` pictures: from the source of each, or all at once from the only one."""
+    if len(sources) < count:
+        return sources[0].normal((count, *shape))
+    return np.stack([source.normal(shape) for source in sources[:count]])
+
+
+def restore_noise(state: Mapping[str, Any]) -> TorchNoise | CudaNoise:
+    """Return a noise source that continues the stream of another one.
+
+    Parameters
+    ----------
+    state : mapping
+        What its ``state()`` returned.
+
+    Raises
+    ------
+    InputError
+        It is no such state.
+    """
+    match state:
+        case {"rng": "cpu", "key": np.ndarray() as key, "position": int(position), "spare": None | float() as spare}:
+            # beyond the words, NumPy would read whatever is there
+            if (key.shape, key.dtype) == ((_MT19937_WORDS,), np.uint32) and 0 <= position <= _MT19937_WORDS:
+                stream = TorchNoise(0)
+                stream._bits.set_state(("MT19937", key, position, 0, 0.0))
+                stream._spare = spare
+                return stream
+        case {"rng": "cuda", "seed": int(seed), "calls": int(calls)}:
+            if 0 <= seed < 2**64 and 0 <= calls < 2**32:
+                draws = CudaNoise(seed)
+                draws._calls = calls
+                return draws
+    raise InputError("found the state of no noise source, expected one of 'cpu' or 'cuda': start the run again")
 
 
 def _seed64(seed: int) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sd_numba.errors import InputError
-from sd_numba.noise import CudaNoise, TorchNoise, make_noise
+from sd_numba.noise import CudaNoise, TorchNoise, draw, make_noise, restore_noise
 from tests.golden.make_samplers import GOLDEN, NOISE_CALLS
 
 with np.load(GOLDEN) as _file:
@@ -103,3 +103,60 @@ def test_bad_seeds(rng, seed):
 def test_bad_rng():
     with pytest.raises(InputError, match="'cpu' or 'cuda'"):
         make_noise("gpu", 1)
+
+
+@pytest.mark.parametrize("rng", ["cpu", "cuda"])
+@pytest.mark.parametrize("before", [(), (3,), (16,), (17,), (1, 1, 5), (4, 7), (40, 40)])
+@pytest.mark.parametrize("after", [(1,), (4,), (16,), (700,)])
+def test_a_stream_goes_on_from_its_state(rng, before, after):
+    """Also in the middle of a pair, and of the generator's block of words."""
+    noise = make_noise(rng, 2**40 + 7)
+    for _ in range(3):
+        noise.normal(before)
+    copy = restore_noise(noise.state())
+    for _ in range(3):
+        np.testing.assert_array_equal(copy.normal(after), noise.normal(after))
+
+
+def test_a_state_is_no_view_of_the_stream():
+    noise = TorchNoise(1)
+    kept = noise.state()
+    first = noise.normal((1000,))
+    np.testing.assert_array_equal(restore_noise(kept).normal((1000,)), first)
+    np.testing.assert_array_equal(restore_noise(kept).normal((1000,)), first)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rng": "gpu"},
+        {"key": np.zeros(623, np.uint32)},
+        {"key": np.zeros(624, np.int32)},
+        {"key": [0] * 624},
+        {"position": 625},
+        {"position": -1},
+        {"position": 1.0},
+        {"spare": "0"},
+    ],
+)
+def test_states_that_are_none(changes):
+    with pytest.raises(InputError, match="the state of no noise source"):
+        restore_noise({**TorchNoise(1).state(), **changes})
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"rng": "cuda", "seed": -1, "calls": 0}, {"rng": "cuda", "seed": 1, "calls": 2**32}]
+)
+def test_cuda_states_that_are_none(state):
+    with pytest.raises(InputError, match="the state of no noise source"):
+        restore_noise(state)
+
+
+@pytest.mark.parametrize("rng", ["cpu", "cuda"])
+def test_noise_for_several_pictures(rng):
+    """From the source of each, or all of it from the only one."""
+    shape = (4, 5, 6)
+    each = draw([make_noise(rng, 1), make_noise(rng, 2)], 2, shape)
+    np.testing.assert_array_equal(each, [make_noise(rng, seed).normal(shape) for seed in (1, 2)])
+    np.testing.assert_array_equal(draw([make_noise(rng, 1)], 2, shape), make_noise(rng, 1).normal((2, *shape)))
+    np.testing.assert_array_equal(draw([make_noise(rng, 1)], 1, shape)[0], make_noise(rng, 1).normal(shape))

@@ -16,6 +16,7 @@ from sd_numba.samplers import (
     sampler_name_from_config,
 )
 from sd_numba.samplers.base import Sampler, space_timesteps
+from tests.golden import make_starts
 from tests.golden.make_samplers import CLASSES, CONFIGS, ETA, GOLDEN, SEED, SHAPE, toy_network
 
 # diffusers computes in float32; sigmas of 4096 (zero terminal SNR) cancel there to four digits.
@@ -67,6 +68,77 @@ def test_golden(name, config):
             assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max(), steps
 
 
+def golden_starts():
+    with np.load(make_starts.GOLDEN) as file:
+        index, values = json.loads(file["index"].tobytes()), file["values"]
+    starts: dict[tuple[str, str], list] = {}
+    for (sampler, config, *asked), expected in zip(index, values, strict=True):
+        starts.setdefault((sampler, config), []).append((*asked, expected))
+    return starts
+
+
+GOLDEN_STARTS = golden_starts()
+
+
+@pytest.mark.parametrize(("name", "config"), GOLDEN_STARTS, ids="-".join)
+def test_golden_from_the_middle(name, config):
+    """Of image-to-image: the call that a run starts at, its latents, and the picture predicted there."""
+    sampler = make_sampler(name, CONFIGS[config])
+    tolerance = ZERO_SNR_TOLERANCE if config == "zero_snr" else TOLERANCE
+    for steps, strength, start, expected in GOLDEN_STARTS[name, config]:
+        plan, noise, history = sampler.plan(steps), TorchNoise(SEED), None
+        assert sampler.start_call(steps, strength) == start
+        x = sampler.noised(make_starts.PICTURE, noise.normal(SHAPE), plan, start)
+        latents, pictures = [x], []
+        for i in range(start, len(plan)):
+            output = toy_network(sampler.scale_model_input(x, plan, i), plan.timesteps[i])
+            pictures.append(sampler.denoised(output, x, plan, i))
+            x, history = sampler.step(output, x, plan, i, history, lambda noise=noise: noise.normal(SHAPE))
+            latents.append(x)
+        kept = [*latents[:2], latents[min(2, len(latents) - 1)], latents[-1], pictures[0]]
+        for found, wanted in zip(kept, expected, strict=True):
+            assert found.dtype == np.float32
+            if np.isfinite(wanted).all():
+                assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max(), (steps, strength)
+
+
+def test_golden_covers_every_sampler_in_the_middle():
+    """But those that diffusers starts wrongly; `test_gaussian_data_from_the_middle` has them."""
+    assert {name for name, _ in GOLDEN_STARTS} == {name for name in SAMPLER_NAMES if not name.startswith("lms")}
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("runge_kutta", [False, True])
+def test_starts(name, runge_kutta):
+    """The weaker the later, from a call that begins a step; the earlier the noisier, and clean at the end."""
+    sampler = make_sampler(name, {**CONFIGS["sd15"], "skip_prk_steps": not runge_kutta})
+    plan = sampler.plan(10)
+    starts = [sampler.start_call(10, tenths / 10) for tenths in range(1, 11)]
+    assert starts == sorted(set(starts), reverse=True)
+    assert starts[-1] == 0
+    assert starts[0] == {"pndm": 18 if runge_kutta else 9}.get(name, len(plan) - 1)
+    x0, noise = np.full((1, 1, 1, 2), 0.5, np.float32), np.array([1, -1], np.float32).reshape(1, 1, 1, 2)
+    latents = [sampler.noised(x0, noise, plan, i) for i in range(len(plan) + 1)]
+    np.testing.assert_array_equal(latents[-1], x0)
+    ratios = [(x.max() - x.min()) / (x.max() + x.min()) * 0.5 for x in latents]
+    np.testing.assert_allclose(ratios[:-1], plan.sigmas[:-1], rtol=2e-3)
+
+
+@pytest.mark.parametrize("strength", [0, -0.1, 1.01, float("nan"), float("inf"), "0.5", None, True])
+def test_bad_strength(strength):
+    with pytest.raises(InputError, match=r"^the strength must be a number over 0, up to 1, found .*$"):
+        make_sampler("euler", CONFIGS["sd15"]).start_call(20, strength)
+
+
+def test_strength_of_no_step():
+    sampler = make_sampler("heun", CONFIGS["sd15"])
+    assert sampler.start_call(20, np.float32(0.0501)) == 38
+    with pytest.raises(InputError, match=r"strength 0\.04 of 20 steps is less than one step"):
+        sampler.start_call(20, 0.04)
+    with pytest.raises(InputError, match="from 1 to 1000"):
+        sampler.start_call(0, 0.5)
+
+
 def test_golden_covers_every_sampler():
     assert {name for name, _ in GOLDEN_RUNS} == {*SAMPLER_NAMES, "ddim-eta"}
 
@@ -91,22 +163,55 @@ def test_bad_number_of_steps(name, steps):
         make_sampler(name, CONFIGS["sd15"]).plan(steps)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLER_NAMES if name != "lcm"])
-def test_gaussian_data(name):
-    """With the exact network for pictures of mean 0.7 and deviation 0.4, samples have that mean and deviation."""
-    mean, deviation, shape = 0.7, 0.4, (1, 4, 64, 64)
-    sampler = make_sampler(name, CONFIGS["sd15"])
-    plan = sampler.plan(100)
-    noise = TorchNoise(3)
-    x, history = plan.init_noise_sigma * noise.normal(shape), None
-    for i in range(len(plan)):
+def sample_gaussian(sampler: Sampler, mean: float, deviation: float, steps: int, strength: float | None = None):
+    """Sample, or start from such a picture, with the exact network for pictures of that mean and deviation."""
+    shape, noise, plan, history = (1, 4, 64, 64), TorchNoise(3), sampler.plan(steps), None
+    x, start = plan.init_noise_sigma * noise.normal(shape), 0
+    if strength is not None:
+        start = sampler.start_call(steps, strength)
+        x = sampler.noised(mean + np.float32(deviation) * noise.normal(shape), noise.normal(shape), plan, start)
+    for i in range(start, len(plan)):
         alpha = 1 / np.sqrt(1 + float(plan.sigmas[i]) ** 2)
         sigma = float(plan.sigmas[i]) * alpha
         scaled = sampler.scale_model_input(x, plan, i)
         output = sigma * (scaled - alpha * mean) / (alpha**2 * deviation**2 + sigma**2)
         x, history = sampler.step(output.astype(np.float32), x, plan, i, history, lambda: noise.normal(shape))
-    assert x.mean() == pytest.approx(mean, abs=0.03)
-    assert x.std() == pytest.approx(deviation, abs=0.03)
+    return x
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLER_NAMES if name != "lcm"])
+def test_gaussian_data(name):
+    """With the exact network for pictures of mean 0.7 and deviation 0.4, samples have that mean and deviation."""
+    x = sample_gaussian(make_sampler(name, CONFIGS["sd15"]), 0.7, 0.4, 100)
+    assert x.mean() == pytest.approx(0.7, abs=0.03)
+    assert x.std() == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [*((name, "sd15") for name in SAMPLER_NAMES if name != "lcm"), ("pndm", "trailing")]
+)
+def test_gaussian_data_from_the_middle(name, config):
+    """Started from such pictures too; pndm with Runge-Kutta steps (the last case) from amid and after them."""
+    for strength in (0.985, 0.5):
+        x = sample_gaussian(make_sampler(name, CONFIGS[config]), 0.7, 0.4, 100, strength)
+        assert x.mean() == pytest.approx(0.7, abs=0.03)
+        assert x.std() == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+def test_denoised_of_the_exact_network(name):
+    """A network that knows the noise in the latents predicts the picture, at every call, whatever it predicts."""
+    x0 = make_starts.PICTURE
+    noise = TorchNoise(0).normal(SHAPE)
+    for kind in ("epsilon", "v_prediction", "sample"):
+        sampler = make_sampler(name, {**CONFIGS["sd15"], "prediction_type": kind})
+        plan = sampler.plan(4)
+        for i in range(len(plan)):
+            alpha = 1 / np.sqrt(1 + float(plan.sigmas[i]) ** 2)
+            sigma = float(plan.sigmas[i]) * alpha
+            output = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x0, "sample": x0}[kind]
+            found = sampler.denoised(output.astype(np.float32), sampler.noised(x0, noise, plan, i), plan, i)
+            np.testing.assert_allclose(found, x0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)

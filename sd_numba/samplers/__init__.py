@@ -24,6 +24,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "canonical_sampler_name",
+    "config_with_sampler",
     "make_sampler",
     "sampler_name_from_config",
 ]
@@ -152,3 +153,22 @@ def sampler_name_from_config(config: Mapping[str, Any]) -> str:
             if reader.flag(f"use_{spacing}_sigmas", False):
                 return f"{name}-{spacing}"
     return name
+
+
+def config_with_sampler(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that asks for the sampler called ``name``, and is otherwise the same.
+
+    Raises
+    ------
+    InputError
+        No sampler has that name.
+    """
+    name = canonical_sampler_name(name)
+    base, spacing = _split(name)
+    class_name = _SAMPLERS[base][2]
+    changed = {**config, "_class_name": class_name}
+    if class_name == "DPMSolverMultistepScheduler" and (base == "dpm++2m-sde" or "algorithm_type" in config):
+        changed["algorithm_type"] = "sde-dpmsolver++" if base == "dpm++2m-sde" else "dpmsolver++"
+    if spacing:
+        changed |= {f"use_{one}_sigmas": one == spacing for one in _SIGMA_SPACINGS}
+    return changed

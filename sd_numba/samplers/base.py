@@ -9,11 +9,15 @@ latents with whatever history the next move needs::
         output = unet(sampler.scale_model_input(x, plan, i), plan.timesteps[i], context)
         x, history = sampler.step(output, x, plan, i, history, normal)
 
+A run that changes a picture starts later: at call ``sampler.start_call(20, strength)``, from
+``sampler.noised(picture, noise, plan, start)``.
+
 Latents are float32 ``(n, c, h, w)``. What a config does not say takes the default of diffusers' class of the same
 method, so that the same config gives the same pictures. Where diffusers fails or yields NaN (the whole 1000 steps with
 some spacings, for instance), these samplers take the nearest run that works.
 """
 
+import numbers
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,6 +77,8 @@ class Sampler:
     """Defaults of this sampler's class that differ from the common ones."""
     honours_zero_snr: ClassVar[bool] = True
     """Whether rescale_betas_zero_snr has an effect."""
+    calls_per_step: ClassVar[int] = 1
+    """Network calls from one step that a run can start at to the next."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         written = {key: value for key, value in config.items() if value is not None}
@@ -91,6 +97,60 @@ class Sampler:
         ------
         InputError
             ``num_steps`` is not a whole number from 1 to the number of training timesteps.
+        """
+        raise NotImplementedError
+
+    def start_call(self, num_steps: int, strength: float) -> int:
+        """Return the call that a run starts at which changes a picture, as diffusers' image-to-image pipeline has it.
+
+        Parameters
+        ----------
+        num_steps : int
+            Steps of the whole run.
+        strength : float
+            Share of the steps to make, over 0 to 1: how much of the picture drowns in noise.
+
+        Raises
+        ------
+        InputError
+            Another strength, a number of steps that `plan` refuses, or a share of them that is less than one step.
+        """
+        num_steps = self._check_steps(num_steps)
+        if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 < strength <= 1:
+            raise InputError(f"the strength must be a number over 0, up to 1, found {strength!r}")
+        steps = int(num_steps * float(strength))
+        if steps == 0:
+            raise InputError(
+                f"strength {strength:g} of {num_steps} steps is less than one step: raise the strength or the steps"
+            )
+        return (num_steps - steps) * self.calls_per_step
+
+    def noised(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the latents of a picture, drowned as far as a run has them before call ``i``.
+
+        Parameters
+        ----------
+        x0 : np.ndarray
+            Latents of the picture.
+        noise : np.ndarray
+            Unit normal noise of its shape.
+        plan : Plan
+            The run.
+        i : int
+            The call, 0 .. len(plan); after the last one, the picture is clean.
+        """
+        return x0 if i == len(plan) else self._add_noise(x0, noise, plan, i)
+
+    def _add_noise(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the picture that the network's ``output`` at call ``i`` stands for, as clean latents.
+
+        Parameters
+        ----------
+        output, x, plan, i
+            As `step` takes them.
         """
         raise NotImplementedError
 

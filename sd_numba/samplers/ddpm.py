@@ -24,6 +24,7 @@ class TimestepSampler(Sampler):
         self._alphas = self.schedule.alphas_cumprod_float32
         to_one = self._reader.flag("set_alpha_to_one", False)
         self._final_alpha = np.float32(1) if to_one else self._alphas[0]
+        self._limit = X0Limit(self._reader)
 
     def plan(self, num_steps: int) -> Plan:
         """Lay out a run of ``num_steps`` steps: one call each."""
@@ -36,6 +37,15 @@ class TimestepSampler(Sampler):
         with np.errstate(divide="ignore"):
             sigmas = np.sqrt((1 - alphas) / alphas)
         return Plan(num_steps, timesteps, np.append(sigmas, 0).astype(np.float32))
+
+    def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the predicted picture, within its limits."""
+        a = self._alpha(int(plan.timesteps[i]))
+        return self._limit(predict_x0(self.prediction_type, output, x, np.sqrt(a), np.sqrt(1 - a)))
+
+    def _add_noise(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        a = self._alpha(int(plan.timesteps[i]))
+        return np.sqrt(a) * x0 + np.sqrt(1 - a) * noise
 
     def _alpha(self, t: int) -> np.float32:
         """Return alpha-bar at ``t``; below 0 lies the finished picture."""
@@ -69,7 +79,7 @@ class DDPM(TimestepSampler):
         a_next = self._alpha(int(plan.timesteps[i + 1]) if i + 1 < len(plan) else -1)
         alpha = a / a_next
         beta = 1 - alpha
-        x0 = self._limit(predict_x0(self.prediction_type, output, x, np.sqrt(a), np.sqrt(1 - a)))
+        x0 = self.denoised(output, x, plan, i)
         mean = np.sqrt(a_next) * beta / (1 - a) * x0 + np.sqrt(alpha) * (1 - a_next) / (1 - a) * x
         if t == 0:
             return mean, None
@@ -108,9 +118,8 @@ class DDIM(TimestepSampler):
         t = int(plan.timesteps[i])
         # By the stride, not to the plan's next timestep: they differ for linspace and trailing.
         a, a_next = self._alpha(t), self._alpha(t - self._stride(plan))
-        scales = np.sqrt(a), np.sqrt(1 - a)
-        x0 = self._limit(predict_x0(self.prediction_type, output, x, *scales))
-        noise = predict_noise(self.prediction_type, output, x, *scales)
+        x0 = self.denoised(output, x, plan, i)
+        noise = predict_noise(self.prediction_type, output, x, np.sqrt(a), np.sqrt(1 - a))
         sigma = self._eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
         x = np.sqrt(a_next) * x0 + np.sqrt(np.maximum(1 - a_next - sigma**2, np.float32(0))) * noise
         return (x + sigma * normal() if self._eta > 0 else x), None

@@ -46,8 +46,13 @@ class VariancePreservingSampler(SigmaSampler):
     def _last_timestep(self) -> int:
         return self.num_train_timesteps
 
-    def _picture(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+    def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the predicted picture, within its limits."""
         return self._limit(self._predict_x0(output, x, float(plan.sigmas[i])))
+
+    def _add_noise(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        sigma = float(plan.sigmas[i])
+        return (x0 + sigma * noise) * unit_scale(sigma)
 
 
 class DPMSolverPP(VariancePreservingSampler):
@@ -77,7 +82,7 @@ class DPMSolverPP(VariancePreservingSampler):
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
         """Extrapolate the predicted picture from the last ones and move towards it."""
-        pictures = (*(history or ()), self._picture(output, x, plan, i))[-self._order :]
+        pictures = (*(history or ()), self.denoised(output, x, plan, i))[-self._order :]
         noise = normal() if self.stochastic else None
         return self._move(pictures[-self._order_at(plan, i, len(pictures)) :], x, plan, i, noise), pictures
 
@@ -146,7 +151,7 @@ class UniPC(VariancePreservingSampler):
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
         """Correct the last step with the new prediction, then make the next one."""
-        picture = self._picture(output, x, plan, i)
+        picture = self.denoised(output, x, plan, i)
         pictures: tuple[np.ndarray, ...] = ()
         if history is not None:
             pictures, start, order = history

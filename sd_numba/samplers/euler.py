@@ -40,8 +40,13 @@ class VarianceExplodingSampler(SigmaSampler):
         """Return ``x`` scaled to unit variance."""
         return x * unit_scale(plan.sigmas[i])
 
-    def _denoise(self, output: np.ndarray, x: np.ndarray, sigma: float) -> np.ndarray:
+    def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the predicted picture."""
+        sigma = float(plan.sigmas[i])
         return self._predict_x0(output, x * unit_scale(sigma), sigma)
+
+    def _add_noise(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        return x0 + float(plan.sigmas[i]) * noise
 
 
 class Euler(VarianceExplodingSampler):
@@ -57,7 +62,7 @@ class Euler(VarianceExplodingSampler):
     ) -> tuple[np.ndarray, Any]:
         """Follow the slope to the next sigma."""
         sigma, sigma_next = map(float, plan.sigmas[i : i + 2])
-        slope = (x - self._denoise(output, x, sigma)) / sigma
+        slope = (x - self.denoised(output, x, plan, i)) / sigma
         return x + slope * (sigma_next - sigma), None
 
 
@@ -76,7 +81,7 @@ class EulerAncestral(VarianceExplodingSampler):
         sigma, sigma_next = map(float, plan.sigmas[i : i + 2])
         sigma_up = sigma_next * np.sqrt(max(sigma**2 - sigma_next**2, 0.0)) / sigma
         sigma_down = np.sqrt(sigma_next**2 - sigma_up**2)
-        slope = (x - self._denoise(output, x, sigma)) / sigma
+        slope = (x - self.denoised(output, x, plan, i)) / sigma
         return x + slope * float(sigma_down - sigma) + float(sigma_up) * normal(), None
 
 
@@ -86,6 +91,7 @@ class Heun(VarianceExplodingSampler):
     defaults: ClassVar[Mapping[str, Any]] = {"beta_start": 0.00085, "beta_end": 0.012}
     honours_zero_snr = False
     has_final_sigma = False
+    calls_per_step = 2
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
         super().__init__(config, sigma_spacing)
@@ -98,12 +104,16 @@ class Heun(VarianceExplodingSampler):
         sigmas = np.concatenate([plan.sigmas[:1], np.repeat(plan.sigmas[1:-1], 2), plan.sigmas[-1:]])
         return self._plan_of(plan.num_steps, timesteps, sigmas)
 
+    def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+        """Return the predicted picture, within its limits."""
+        return self._limit(super().denoised(output, x, plan, i))
+
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
         """Follow the slope; then, with a second call, make the same step with the mean of both ends' slopes."""
         sigma, sigma_next = map(float, plan.sigmas[i : i + 2])
-        slope = (x - self._limit(self._denoise(output, x, sigma))) / sigma
+        slope = (x - self.denoised(output, x, plan, i)) / sigma
         if history is None:
             step = sigma_next - sigma
             return x + slope * step, (x, slope, step) if sigma_next > 0 else None
@@ -112,7 +122,11 @@ class Heun(VarianceExplodingSampler):
 
 
 class LMS(VarianceExplodingSampler):
-    """Linear multistep: the polynomial through the last four slopes, integrated to the next sigma."""
+    """Linear multistep: the polynomial through the last four slopes, integrated to the next sigma.
+
+    A run that starts in the middle starts with one slope, like any other; diffusers weighs it there as if it were the
+    newest of four.
+    """
 
     honours_zero_snr = False
     has_final_sigma = False
@@ -125,7 +139,7 @@ class LMS(VarianceExplodingSampler):
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
         """Follow the polynomial of the slopes."""
-        slope = (x - self._denoise(output, x, float(plan.sigmas[i]))) / float(plan.sigmas[i])
+        slope = (x - self.denoised(output, x, plan, i)) / float(plan.sigmas[i])
         slopes = (*(history or ()), slope)[-_LMS_ORDER:]
         nodes = plan.sigmas[i + 1 - len(slopes) : i + 1].astype(np.float64)
         weights = _lagrange_integrals(nodes, float(plan.sigmas[i]), float(plan.sigmas[i + 1]))

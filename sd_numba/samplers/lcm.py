@@ -10,7 +10,6 @@ import numpy as np
 
 from sd_numba.samplers.base import Normal, Plan, X0Limit, space_timesteps
 from sd_numba.samplers.ddpm import TimestepSampler
-from sd_numba.schedule import predict_x0
 
 _SIGMA_DATA = 0.5  # standard deviation of the data that the boundary condition assumes
 
@@ -41,8 +40,7 @@ class LCM(TimestepSampler):
     ) -> tuple[np.ndarray, Any]:
         """Predict the picture and, unless it is the last call, bring it to the next timestep."""
         t = int(plan.timesteps[i])
-        a = self._alpha(t)
-        x0 = self._limit(predict_x0(self.prediction_type, output, x, np.sqrt(a), np.sqrt(1 - a)))
+        x0 = self.denoised(output, x, plan, i)
         # The boundary condition: at timestep 0 the picture is x itself.
         scaled = t * self._timestep_scaling
         variance = scaled**2 + _SIGMA_DATA**2

@@ -4,8 +4,7 @@ Reference: Liu et al., "Pseudo numerical methods for diffusion models on manifol
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -16,18 +15,19 @@ from sd_numba.schedule import predict_noise
 _WARM_UP_STEPS = 3  # Runge-Kutta steps of four calls each, before the multistep formula has its history
 
 
-@dataclass(frozen=True)
-class _History:
-    calls: int = 0
-    outputs: tuple[np.ndarray, ...] = ()  # of the last four steps, newest last
-    start: Any = None  # the latents that a step of several calls set out from
-    total: Any = None  # weighted sum of the outputs of a Runge-Kutta step so far
+class _History(TypedDict):
+    calls: int
+    outputs: tuple[np.ndarray, ...]  # of the last four steps, newest last
+    start: Any  # the latents that a step of several calls set out from
+    total: Any  # weighted sum of the outputs of a Runge-Kutta step so far
 
 
 class PNDM(TimestepSampler):
     """Pseudo linear multistep sampling, warmed up by pseudo Runge-Kutta steps unless the config skips them.
 
-    Stable Diffusion skips them: then the first step is made twice (Heun's rule), and the order grows to four.
+    Stable Diffusion skips them: then the first step is made twice (Heun's rule), and the order grows to four. A run
+    that starts in the middle makes its first step twice as well, as in diffusers, and its latents stay one step behind
+    the timesteps from then on: a little noise is left in the picture.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {"timestep_spacing": "leading"}
@@ -49,15 +49,21 @@ class PNDM(TimestepSampler):
         warm_up = np.stack([starts, middles, middles, ends], axis=1).reshape(-1)
         return self._plan_of(num_steps, np.concatenate([warm_up, steps[_WARM_UP_STEPS:]]))
 
+    def start_call(self, num_steps: int, strength: float) -> int:
+        """Return the call that a run starts at which changes a picture: the first one of a step."""
+        start = super().start_call(num_steps, strength)
+        # diffusers starts amid a Runge-Kutta step, from which nothing comes
+        return start + 3 * min(start, _WARM_UP_STEPS) if self._uses_runge_kutta(num_steps) else start
+
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
         """Make one call's part of a Runge-Kutta step, or one multistep step."""
-        history = history or _History()
         warm_up = 4 * _WARM_UP_STEPS if self._uses_runge_kutta(plan.num_steps) else 0
-        take = self._runge_kutta if history.calls < warm_up else self._multistep
+        history = history or {"calls": i if warm_up else 0, "outputs": (), "start": None, "total": None}
+        take = self._runge_kutta if history["calls"] < warm_up else self._multistep
         x, history = take(output, x, plan, i, history)
-        return x, replace(history, calls=history.calls + 1)
+        return x, {**history, "calls": history["calls"] + 1}
 
     def _uses_runge_kutta(self, num_steps: int) -> bool:
         return not self._skip_runge_kutta and num_steps > _WARM_UP_STEPS
@@ -65,32 +71,34 @@ class PNDM(TimestepSampler):
     def _runge_kutta(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: _History
     ) -> tuple[np.ndarray, _History]:
-        stage = history.calls % 4
+        stage = history["calls"] % 4
         t_start, t = int(plan.timesteps[i - stage]), int(plan.timesteps[i])
         half = self._stride(plan) // 2
         if stage == 0:
-            outputs = (*history.outputs, output)
-            history = replace(history, start=x, total=output / 6, outputs=outputs)
+            outputs = (*history["outputs"], output)
+            history = {**history, "start": x, "total": output / 6, "outputs": outputs}
             return self._transfer(x, output, t_start, t - half), history
+        start, total = history["start"], history["total"]
         if stage == 3:
-            mean = history.total + output / 6
-            return self._transfer(history.start, mean, t_start, t), replace(history, start=None, total=None)
+            return self._transfer(start, total + output / 6, t_start, t), {**history, "start": None, "total": None}
         t_end = t if stage == 1 else t - half
-        return self._transfer(history.start, output, t_start, t_end), replace(history, total=history.total + output / 3)
+        return self._transfer(start, output, t_start, t_end), {**history, "total": total + output / 3}
 
     def _multistep(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: _History
     ) -> tuple[np.ndarray, _History]:
         t, stride = int(plan.timesteps[i]), self._stride(plan)
-        if history.calls == 1:
+        if history["calls"] == 1:
             # The second call repeats the first step, with the mean of the slopes at its two ends.
-            mean = (output + history.outputs[-1]) / 2
-            return self._transfer(history.start, mean, t + stride, t), replace(history, start=None)
-        outputs = (*history.outputs[-3:], output)
-        start = x if history.calls == 0 else None
-        return self._transfer(x, _adams_bashforth(outputs), t, t - stride), replace(
-            history, outputs=outputs, start=start
-        )
+            mean = (output + history["outputs"][-1]) / 2
+            return self._transfer(history["start"], mean, t + stride, t), {**history, "start": None}
+        outputs = (*history["outputs"][-3:], output)
+        start = x if history["calls"] == 0 else None
+        return self._transfer(x, _adams_bashforth(outputs), t, t - stride), {
+            **history,
+            "outputs": outputs,
+            "start": start,
+        }
 
     def _transfer(self, x: np.ndarray, output: np.ndarray, t: int, t_next: int) -> np.ndarray:
         """Move ``x`` from ``t`` to ``t_next`` along the predicted noise (arXiv:2202.09778, eq. 9)."""

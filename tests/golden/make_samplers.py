@@ -89,10 +89,9 @@ def runs() -> Iterator[tuple[str, str, int]]:
                 yield sampler, config, steps
 
 
-def run_scheduler(sampler: str, config: dict[str, Any], steps: int) -> dict[str, np.ndarray]:
-    """What diffusers makes of a run: timesteps, first factor of the noise, latents half way and at the end."""
+def make_scheduler(sampler: str, config: dict[str, Any], steps: int) -> Any:
+    """diffusers' scheduler, ready for a run."""
     import diffusers  # noqa: PLC0415
-    import torch  # noqa: PLC0415
 
     base, _, spacing = sampler.rpartition("-")
     base, spacing = (base, spacing) if spacing in ("karras", "exponential") else (sampler, "")
@@ -101,11 +100,19 @@ def run_scheduler(sampler: str, config: dict[str, Any], steps: int) -> dict[str,
         options["algorithm_type"] = "sde-dpmsolver++" if base.endswith("sde") else "dpmsolver++"
     scheduler = getattr(diffusers, CLASSES[base]).from_config(config, **options)
     scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def run_scheduler(sampler: str, config: dict[str, Any], steps: int) -> dict[str, np.ndarray]:
+    """What diffusers makes of a run: timesteps, first factor of the noise, latents half way and at the end."""
+    import torch  # noqa: PLC0415
+
+    scheduler = make_scheduler(sampler, config, steps)
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
     start = float(scheduler.init_noise_sigma)
     extra: dict[str, Any] = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
-    if base == "ddim-eta":
+    if sampler == "ddim-eta":
         extra["eta"] = ETA
     latents = []
     for t in scheduler.timesteps:
