@@ -130,13 +130,15 @@ class TextEncoder:
         ]
         self.final_layer_norm = LayerNorm(weights, f"{root}.final_layer_norm", c, config.layer_norm_eps)
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, *, skip: int = 0) -> np.ndarray:
         """Encode token ids.
 
         Parameters
         ----------
         ids : integer array ``(b, t)``
             ``t`` at most ``max_position_embeddings`` (77), every id below the rows of ``token_embedding``.
+        skip
+            How many of the last layers are left out (``clip_skip`` in diffusers).
 
         Returns
         -------
@@ -146,12 +148,14 @@ class TextEncoder:
         Raises
         ------
         InputError
-            ``ids`` has another shape or dtype, or an id is out of range.
+            ``ids`` has another shape or dtype, an id is out of range, or no layer is left.
         """
         ids = self._checked(ids)
+        if not 0 <= skip < len(self.layers):
+            raise InputError(f"clip skip: found {skip}, expected 0 to {len(self.layers) - 1} layers to leave out")
         x = self.token_embedding(ids)
         x += self.position_embedding(np.arange(ids.shape[1]))
-        for layer in self.layers:
+        for layer in self.layers[: len(self.layers) - skip]:
             layer(x)
         return self.final_layer_norm(x)
 

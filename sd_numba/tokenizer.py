@@ -168,6 +168,11 @@ class Tokenizer:
         self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest that fits counts
         self._pattern = re.compile("|".join(f"({whole_word(word).pattern})" for word in self._words), re.IGNORECASE)
 
+    @property
+    def word_ids(self) -> tuple[range, ...]:
+        """The ids of each word of `add_word`."""
+        return tuple(self._words.values())
+
     def encode(self, text: str) -> list[int]:
         """All token ids of a text, without start, end, padding or limit."""
         return [token for token, _ in self._encode(text)]

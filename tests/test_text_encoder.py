@@ -32,6 +32,18 @@ def test_embedded_golden():
     network = TextEncoder(Weights.open(EMBEDDED.folder / "text_encoder"), config)
     ids = Tokenizer.from_folder(EMBEDDED.folder / "tokenizer")(EMBEDDED.prompt)
     check(network(ids), golden(EMBEDDED.path)["text_encoder"], TOLERANCE, "embedded")
+    check(network(ids, skip=1), golden(EMBEDDED.path)["text_encoder_skip"], TOLERANCE, "embedded, a layer left out")
+    for skip in (-1, config.num_hidden_layers):
+        with pytest.raises(InputError, match=f"clip skip: found {skip}"):
+            network(ids, skip=skip)
+
+
+def test_layers_are_left_out_from_the_end():
+    layers = SD1.text_encoder["num_hidden_layers"]
+    for skip in range(layers):
+        shorter = TextEncoderConfig.from_dict(SD1.text_encoder | {"num_hidden_layers": layers - skip})
+        expected = TextEncoder(weights_of(SD1, "text_encoder"), shorter)(SD1.ids())
+        np.testing.assert_array_equal(text_encoder(SD1)(SD1.ids(), skip=skip), expected)
 
 
 def test_packed_weights_change_nothing():

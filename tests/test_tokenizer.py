@@ -82,6 +82,17 @@ def test_what_does_not_fit_is_cut_and_told(tokenizer):
     assert words.endswith(cut) and 400 < len(cut.split()) < 500
 
 
+def test_words_with_ids_of_their_own(folder):
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.word_ids == ()
+    tokenizer.add_word("zz", range(2560, 2563))
+    tokenizer.add_word("zzword", range(2563, 2573))
+    assert sorted(tokenizer.word_ids, key=lambda ids: ids.start) == [range(2560, 2563), range(2563, 2573)]
+    cats = " ".join(["cat"] * 73)
+    assert tokenizer.encode("a ZZ") == [*tokenizer.encode("a"), 2560, 2561, 2562]
+    assert tokenizer.truncated(f"{cats} zz, a dog") == "zz, a dog"  # a word that is cut is told whole
+
+
 def test_special_tokens_in_a_prompt(tokenizer):
     assert tokenizer.encode("<|startoftext|>cat<|endoftext|>") == [START, *tokenizer.encode("cat"), END]
 
