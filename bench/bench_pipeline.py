@@ -18,7 +18,7 @@ import numpy as np
 import kernels
 from kernels.peak import measure_peak
 from sd_numba import StableDiffusionPipeline
-from sd_numba.pipeline import PRODUCTS
+from sd_numba.parts import PRODUCTS
 from sd_numba.profiler import profile, table
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 import kernels
+from bench.quality import psnr
 from bench.results import RESULTS, circumstances, command, write
 from sd_numba import StableDiffusionPipeline
 from sd_numba.model import embedded_model_path
@@ -68,12 +69,6 @@ class Judged:
     @property
     def doubtful(self) -> bool:
         return bool(self.faults) or self.psnr < LOOK_BELOW
-
-
-def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]."""
-    error = np.mean(np.square(found.astype(np.float64) - expected))
-    return float(-10 * np.log10(error)) if error else float("inf")
 
 
 def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,15 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
     """Raise unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         raise InputError(f"{name}: found {value!r:.80}, expected a whole number from {least} to {most}")
+
+
+def check_number(name: str, value: Any, least: float, most: float, default: float | None = None) -> float:
+    """Return `value`, or the default for None; raise unless it is a number from `least` to `most`."""
+    value = default if value is None else value
+    number = not isinstance(value, bool) and isinstance(value, (int, float, np.number))
+    if not number or not least <= value <= most:
+        raise InputError(f"{name}: found {value!r:.80}, expected a number from {least:g} to {most:g}")
+    return float(value)
 
 
 def check_prompts(name: str, value: str | Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from .checkpoint import CLASSES, PIPELINE, kind_of
 from .errors import InputError, ModelError
 from .headers import read_header, read_metadata
 from .model import NETWORKS, Model, expected_shapes, open_model
-from .pipeline import with_prediction_type
+from .parts import with_prediction_type
 from .storage import DTYPES, Entry, check_space, unfinished, write_safetensors
 from .tensors import SCALED, map_file, read_scales, tensor_view
 from .text_encoder import TextEncoderConfig
@@ -205,7 +205,7 @@ def _check_fits_single(model: Model) -> bool:
     )
     for own, other in inferred:
         for key, value in vars(own).items():
-            if key != "sample_size" and value != vars(other)[key]:
+            if key not in {"sample_size", "latent_rgb_factors"} and value != vars(other)[key]:
                 raise ModelError(
                     f"{model.path}: its {key} is {value}, where a single file stands for {vars(other)[key]}; "
                     "only models of the shapes of Stable Diffusion 1.x and 2.x have that layout; write a folder"

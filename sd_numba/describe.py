@@ -17,10 +17,17 @@ from .lora import group_names, network_of
 from .metadata import read_parameters
 from .model import NETWORKS, Model, find_path, open_model
 from .single_file import EMA, PREFIXES
+from .state import FORMAT, load_state
 from .tensors import TensorInfo, join_scales
 from .weights import Weights
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
+# How files of pictures begin
+PICTURES = {
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "AVIF": re.compile(rb"....ftypavif", re.DOTALL),
+}
 # What the makers of LoRAs write into their files -> what it is called here.
 LORA_NOTES = {
     "ss_output_name": "name",
@@ -72,14 +79,17 @@ def describe(path: str | os.PathLike[str]) -> str:
         if not os.path.isfile(path):
             raise ModelError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
         with path.open("rb") as file:
-            is_png = file.read(len(PNG_START)) == PNG_START
+            start = file.read(16)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if is_png:
-        return read_parameters(path) or "PNG picture without generation parameters"
+    picture = next((name for name, pattern in PICTURES.items() if pattern.match(start)), None)
+    if picture:
+        return read_parameters(path) or f"{picture} picture without generation parameters"
     if path.suffix == ".json":
         return _describe_weights(Weights.open(path).files)
     header = read_header(path)
+    if FORMAT in read_metadata(path):
+        return _describe_state(path)
     lines = [_describe_weights([path])]
     kind = kind_of(header)
     if kind.supported:
@@ -91,6 +101,17 @@ def describe(path: str | os.PathLike[str]) -> str:
         vectors = math.prod(info.shape[:-1])
         lines.append(f"{vectors} vectors of {info.shape[-1] if info.shape else 1} values{_family(info.shape[-1:])}")
     return "\n".join(lines)
+
+
+def _describe_state(path: Path) -> str:
+    _, about = load_state(path)
+    jobs, done = about.get("jobs"), about.get("done")
+    if not isinstance(jobs, list) or not isinstance(done, int):
+        return "state of a run"
+    return (
+        f"state of a run that was stopped: {done} of {len(jobs)} pictures made; go on with: "
+        f"sd-numba generate --resume {path}"
+    )
 
 
 def _describe_folder(folder: Path) -> str:

@@ -12,31 +12,22 @@ the layer that computes its last term (``accumulate``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 import kernels
 
 from .errors import InputError
-from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Padding, Parts, WeightSource, products, to_nchw, to_nhwc
+from .feature_cache import FeatureCache
+from .layers import Conv2d, GroupNorm, Linear, Padding, Parts, WeightSource, to_nchw, to_nhwc
+from .token_merging import TokenMerging, check_ratio
 from .unet_config import UNetConfig
+from .unet_transformer import EncodedContext, Merging, Transformer, repeat
 
-__all__ = ["EncodedContext", "UNet", "UNetConfig", "timestep_embedding"]
+__all__ = ["EncodedContext", "FeatureCache", "UNet", "UNetConfig", "timestep_embedding"]
 
-TRANSFORMER_EPS = 1e-6  # of a transformer's group norm, whatever the config's norm_eps
 LONGEST_PERIOD = 10000  # of the timestep's sinusoids, in units of 2 pi
-
-KeysValues = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class EncodedContext:
-    """Keys and values of every cross-attention for one encoded text; made by ``UNet.encode_context``."""
-
-    batch: int
-    keys_values: Mapping[str, KeysValues]
+ALL, ALL_BUT_LAST, LAST = slice(None), slice(-1), slice(-1, None)  # residual blocks of a level
 
 
 def timestep_embedding(timesteps: np.ndarray, c: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
@@ -99,87 +90,6 @@ class ResnetBlock:
         return self.conv2(h, out=residual, accumulate=True)
 
 
-class Attention:
-    """Attention of ``c`` channels to tokens of ``c_context`` channels: themselves, or the text."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c: int, c_context: int, heads: int) -> None:
-        self.to_q = Linear(weights, f"{prefix}.to_q", c, c, bias=False)
-        self.to_k = Linear(weights, f"{prefix}.to_k", c_context, c, bias=False)
-        self.to_v = Linear(weights, f"{prefix}.to_v", c_context, c, bias=False)
-        self.to_out = Linear(weights, f"{prefix}.to_out.0", c, c)
-        self.prefix, self.heads, self.precision = prefix, heads, products(weights)
-
-    def encode(self, context: np.ndarray) -> KeysValues:
-        """Keys and values ``(n, t, c)`` of ``context (n, t, c_context)``."""
-        return self.to_k(context), self.to_v(context)
-
-    def __call__(self, h: np.ndarray, keys_values: KeysValues, x: np.ndarray) -> None:
-        """Add what ``h (n, t, c)`` finds to the residual stream ``x (n, t, c)``."""
-        h = kernels.attention(self.to_q(h), *keys_values, self.heads, precision=self.precision)
-        self.to_out(h, out=x, accumulate=True)
-
-
-class FeedForward:
-    """GEGLU network, four times as wide inside (Shazeer, "GLU Variants Improve Transformer", 2020)."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c: int) -> None:
-        self.proj_in = Linear(weights, f"{prefix}.net.0.proj", c, 8 * c, activation="geglu")
-        self.proj_out = Linear(weights, f"{prefix}.net.2", 4 * c, c)
-
-    def __call__(self, h: np.ndarray, x: np.ndarray) -> None:
-        """Add the network's answer to ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
-        self.proj_out(self.proj_in(h), out=x, accumulate=True)
-
-
-class TransformerBlock:
-    """Self-attention, cross-attention and feed-forward network, each with a norm before it."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c: int, c_context: int, heads: int) -> None:
-        self.norm1 = LayerNorm(weights, f"{prefix}.norm1", c)
-        self.attn1 = Attention(weights, f"{prefix}.attn1", c, c, heads)
-        self.norm2 = LayerNorm(weights, f"{prefix}.norm2", c)
-        self.attn2 = Attention(weights, f"{prefix}.attn2", c, c_context, heads)
-        self.norm3 = LayerNorm(weights, f"{prefix}.norm3", c)
-        self.ff = FeedForward(weights, f"{prefix}.ff", c)
-
-    def __call__(self, x: np.ndarray, context: EncodedContext) -> np.ndarray:
-        """Update the residual stream ``x (n, t, c)`` in place, or a copy repeated to the batch of the context."""
-        h = self.norm1(x)
-        self.attn1(h, self.attn1.encode(h), x)
-        x = repeat(x, context.batch)
-        h = self.norm2(x)
-        self.attn2(h, context.keys_values[self.attn2.prefix], x)
-        h = self.norm3(x, out=h)
-        self.ff(h, x)
-        return x
-
-
-class Transformer:
-    """Transformer blocks over the pixels of a feature map, between two projections."""
-
-    def __init__(self, weights: WeightSource, prefix: str, level: int, config: UNetConfig) -> None:
-        c, heads = config.block_out_channels[level], config.num_attention_heads[level]
-        inner = c // heads * heads
-        as_conv = not config.use_linear_projection
-        self.norm = GroupNorm(weights, f"{prefix}.norm", config.norm_num_groups, c, TRANSFORMER_EPS)
-        # These bear bytes worse than what is inside: see the quality of precisions in bench/RESULTS.md.
-        self.proj_in = Linear(weights, f"{prefix}.proj_in", c, inner, as_conv=as_conv, coarsest="bf16")
-        self.transformer_blocks = [
-            TransformerBlock(weights, f"{prefix}.transformer_blocks.{i}", inner, config.cross_attention_dim, heads)
-            for i in range(config.transformer_layers_per_block[level])
-        ]
-        self.proj_out = Linear(weights, f"{prefix}.proj_out", inner, c, as_conv=as_conv, coarsest="bf16")
-
-    def __call__(self, x: np.ndarray, context: EncodedContext) -> np.ndarray:
-        """Update ``x (n, h, w, c)`` in place, or a copy repeated to the batch of the context."""
-        n, h, w, _ = x.shape
-        stream = self.proj_in(self.norm(x)).reshape(n, h * w, -1)
-        for block in self.transformer_blocks:
-            stream = block(stream, context)
-        x = repeat(x, context.batch)
-        return self.proj_out(stream.reshape(len(x), h, w, -1), out=x, accumulate=True)
-
-
 class Downsample:
     """Convolution of stride 2."""
 
@@ -224,12 +134,14 @@ class DownBlock:
         if level < len(channels) - 1:
             self.downsample = Downsample(weights, f"{prefix}.downsamplers.0", c, config.downsample_padding)
 
-    def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray]) -> np.ndarray:
+    def __call__(
+        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], merging: Merging
+    ) -> np.ndarray:
         """Give the level's output; every feature map on the way is appended to ``skips``."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             x = resnet(x, time[: len(x)])
             if attention is not None:
-                x = attention(x, context)
+                x = attention(x, context, merging)
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -245,9 +157,9 @@ class MidBlock:
         self.resnets = [ResnetBlock(weights, f"{prefix}.resnets.{i}", c, c, config) for i in range(2)]
         self.attention = Transformer(weights, f"{prefix}.attentions.0", last, config)
 
-    def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext) -> np.ndarray:
+    def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, merging: Merging) -> np.ndarray:
         """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``."""
-        x = self.attention(self.resnets[0](x, time), context)
+        x = self.attention(self.resnets[0](x, time), context, merging)
         return self.resnets[1](x, time)
 
 
@@ -266,18 +178,24 @@ class UpBlock:
         ]
         self.upsample = Upsample(weights, f"{prefix}.upsamplers.0", c) if level else None
 
-    def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray]) -> np.ndarray:
-        """Give the level's output, as large as the next of the ``skips``, which are taken from the end."""
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+    def __call__(
+        self,
+        x: np.ndarray,
+        time: np.ndarray,
+        context: EncodedContext,
+        skips: list[np.ndarray],
+        merging: Merging,
+        part: slice = ALL,
+    ) -> np.ndarray:
+        """Give the level's output, as large as the next of the ``skips``, which are taken from the end.
+
+        Or what a part of its residual blocks makes of ``x``; then it is not enlarged.
+        """
+        for resnet, attention in zip(self.resnets[part], self.attentions[part], strict=True):
             x = resnet((x, skips.pop()), time)
             if attention is not None:
-                x = attention(x, context)
+                x = attention(x, context, merging)
         return x if self.upsample is None else self.upsample(x, *skips[-1].shape[1:3])
-
-
-def repeat(x: np.ndarray, n: int) -> np.ndarray:
-    """Give ``x (m, ...)`` one after the other until there are n, or x itself if it has as many."""
-    return x if len(x) == n else np.concatenate([x] * (n // len(x)))
 
 
 class UNet:
@@ -329,7 +247,13 @@ class UNet:
         return EncodedContext(len(context), {layer.prefix: layer.encode(context) for layer in crossed})
 
     def __call__(
-        self, sample: np.ndarray, timestep: float | np.ndarray, context: np.ndarray | EncodedContext
+        self,
+        sample: np.ndarray,
+        timestep: float | np.ndarray,
+        context: np.ndarray | EncodedContext,
+        *,
+        cache: FeatureCache | None = None,
+        merge: float = 0.0,
     ) -> np.ndarray:
         """Predict the noise (or the velocity) in ``sample``.
 
@@ -342,6 +266,11 @@ class UNet:
         context : float array ``(b, t, cross_attention_dim)`` or EncodedContext
             The encoded text, or what ``encode_context`` made of it. If b is a multiple of n, as for classifier-free
             guidance, the samples are repeated, and what comes before they meet the text is computed once.
+        cache : FeatureCache, optional
+            Lets calls of one run share most of their work; each group of pictures in a run needs one of its own.
+        merge : float
+            Share of the tokens, from 0 to 0.75, that self-attention at the highest resolution which has attention
+            merges with others.
 
         Returns
         -------
@@ -350,27 +279,43 @@ class UNet:
         Raises
         ------
         InputError
-            A shape does not fit.
+            A shape does not fit, or the share is none.
         """
+        ratio = check_ratio(merge)
         x = self._checked(sample)
         if not isinstance(context, EncodedContext):
             context = self.encode_context(context)
         if context.batch % len(x):
             raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample, or twice")
+        merging = TokenMerging(ratio, int(np.float32(np.ravel(timestep)[0]).view(np.uint32))) if ratio else None
         with kernels.reuse():
-            return self._predict(x, repeat(self._embed(timestep, len(x)), context.batch), context)
+            return self._predict(x, repeat(self._embed(timestep, len(x)), context.batch), context, cache, merging)
 
-    def _predict(self, x: np.ndarray, time: np.ndarray, context: EncodedContext) -> np.ndarray:
+    def _predict(
+        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, cache: FeatureCache | None, merging: Merging
+    ) -> np.ndarray:
         x = self.conv_in(x)
-        if self.down_blocks[0].attentions[0] is None:
-            x = repeat(x, context.batch)
         skips = [repeat(x, context.batch)]
-        for down in self.down_blocks:
-            x = down(x, time, context, skips)
-        x = self.mid_block(x, time, context)
-        for up in self.up_blocks:
-            x = up(x, time, context, skips)
+        features = None if cache is None else cache.recall(skips[0].shape)
+        if features is None:
+            features = self._deepen(x, time, context, skips, merging)
+        x = self.up_blocks[-1](features, time, context, skips, merging, LAST)
+        if cache is not None:
+            cache.keep(features)
         return to_nchw(self.conv_out(self.conv_norm_out(x, out=x)))
+
+    def _deepen(
+        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], merging: Merging
+    ) -> np.ndarray:
+        """Give what enters the last residual block for ``x``, the result of the first convolution."""
+        if self.down_blocks[0].attentions[0] is None:
+            x = skips[0]
+        for down in self.down_blocks:
+            x = down(x, time, context, skips, merging)
+        x = self.mid_block(x, time, context, merging)
+        for up in self.up_blocks[:-1]:
+            x = up(x, time, context, skips, merging)
+        return self.up_blocks[-1](x, time, context, skips, merging, ALL_BUT_LAST)
 
     def _checked(self, sample: np.ndarray) -> np.ndarray:
         x = to_nhwc(sample, self.config.in_channels, "sample")

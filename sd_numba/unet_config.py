@@ -108,6 +108,13 @@ class UNetConfig:
         config._check(read, heads)
         return config
 
+    @property
+    def finest_attention(self) -> int:
+        """The level of the highest resolution at which there is attention; in the middle there always is."""
+        crossed = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        levels = [level for level, types in enumerate(crossed) if any(t.startswith("CrossAttn") for t in types)]
+        return min(levels, default=len(self.block_out_channels) - 1)
+
     def _check(self, read: ConfigReader, heads: str) -> None:
         """Raise ModelError if values contradict each other."""
         channels, levels = self.block_out_channels, len(self.block_out_channels)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 import kernels
 from sd_numba import StableDiffusionPipeline, metadata
 from sd_numba.cli import main
-from sd_numba.cli.generate import output_paths
+from sd_numba.cli.jobs import output_paths
 from sd_numba.headers import read_header
 from sd_numba.model import embedded_model_path
 
@@ -105,16 +105,19 @@ def test_verbose_and_profile(run):
         assert word in result.stderr
 
 
-def test_a_long_prompt_is_cut_aloud(run):
-    result = run("generate", "a fox " * 250, *SMALL, "-n", "red " * 100)
-    assert result.exit_code == 0
-    assert "The prompt is longer than 75 tokens; this is cut off: 'fox a fox" in result.stderr
-    assert "The negative prompt is longer than 75 tokens; this is cut off: 'red" in result.stderr
+def test_a_long_prompt_is_cut_aloud_where_syntax_is_plain_and_whole_elsewhere(run, caplog):
+    long = ["generate", "a fox " * 250, *SMALL, "-n", "red " * 100]
+    assert run(*long, "--prompt-syntax", "plain").exit_code == 0
+    assert re.search(r"prompt: longer than 75 tokens; this is cut off: 'fox a fox", caplog.text)
+    assert re.search(r"prompt: longer than 75 tokens; this is cut off: 'red", caplog.text)
+    caplog.clear()
+    assert run(*long).exit_code == 0
+    assert "cut off" not in caplog.text
 
 
 def test_outside_a_terminal_the_pace_is_said_once(run):
     result = run("generate", "a fox", *SMALL, "--sampler", "heun")
-    assert re.search(r"^sampling\n3 steps, \d+\.\d\d s/it$", result.stderr, re.MULTILINE)
+    assert re.search(r"^sampling\n3 steps, \d+\.\d\d s/it, peak memory \d+\.\d\d GB$", result.stderr, re.MULTILINE)
 
 
 def test_a_sampler_named_with_its_spacing_may_be_asked_for_it_again(run):
@@ -272,7 +275,7 @@ def test_check_commands(run):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_ctrl_c_leaves_one_line_and_no_file(tmp_path):
+def test_ctrl_c_leaves_one_line_and_what_to_go_on_from(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -289,9 +292,9 @@ def test_ctrl_c_leaves_one_line_and_no_file(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped by Ctrl-C" in errors
+    assert f"stopped by Ctrl-C; go on with: sd-numba generate --resume {tmp_path / 'a.png.state'}" in errors
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png.state"]
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image, features
 from safetensors.numpy import load_file, save_file
 
 from sd_numba.check import check_model
 from sd_numba.convert import convert
 from sd_numba.describe import describe
 from sd_numba.errors import ModelError, SdNumbaError
-from sd_numba.metadata import save_png
+from sd_numba.metadata import EXIF_IFD, USER_COMMENT, save_png
 from sd_numba.model import embedded_model_path, expected_shapes
 
 SD15 = {
@@ -147,6 +148,29 @@ def test_describe_other_things(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "none", tmp_path):
         with pytest.raises(SdNumbaError):
             describe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WebP"), ("a.avif", "AVIF")]
+)
+def test_describe_pictures(tmp_path, name, kind):
+    """By what is in the file, whatever it is called."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + "a cat\nSteps: 5, Seed: 1, Size: 8x8".encode("utf-16-be")
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "mute")
+    assert describe(tmp_path / "mute") == f"{kind} picture without generation parameters"
+    image.save(tmp_path / name, exif=exif.tobytes())
+    assert describe(tmp_path / name) == "a cat\nSteps: 5, Seed: 1, Size: 8x8"
+    content = (tmp_path / name).read_bytes()
+    for size in (20, 60):
+        (tmp_path / name).write_bytes(content[:size])
+        with pytest.raises(SdNumbaError, match=f"{name}: cannot be read as a picture: ") as caught:
+            describe(tmp_path / name)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_pipe_is_no_file(tmp_path):

@@ -1,6 +1,9 @@
 """What memory is available: the least that the machine, control groups and the process's own limit leave."""
 
+import os
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +24,14 @@ def system(tmp_path):
         return tmp_path
 
     return write
+
+
+def test_the_peak_of_memory_stays_when_memory_is_given_back():
+    program = "from sd_numba.limits import peak_memory as p; a = p(); x = b'x' * (200 << 20); del x; print(a, p())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert 100 << 20 < after - before < 260 << 20  # importing may have taken some of it before
 
 
 def test_here_there_is_some():

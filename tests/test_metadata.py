@@ -4,7 +4,9 @@ import errno
 import hashlib
 import os
 import random
+import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from PIL import Image
 from sd_numba import metadata
 from sd_numba.errors import InputError
 from sd_numba.metadata import (
+    EXIF_IFD,
+    USER_COMMENT,
     Parameters,
     check_output,
+    files_hash,
     format_parameters,
-    model_hash,
     parse_parameters,
     read_parameters,
     sampler_title,
@@ -76,6 +80,9 @@ def test_sampler_titles():
     assert sampler_title("dpm++2m-karras") == {"Sampler": "DPM++ 2M", "Schedule type": "Karras"}
     assert sampler_title("dpm++2m-sde-exponential") == {"Sampler": "DPM++ 2M SDE", "Schedule type": "Exponential"}
     assert sampler_title("euler-a") == {"Sampler": "Euler a"}
+    # Where the web UI would choose another spacing by itself
+    assert sampler_title("dpm++2m") == {"Sampler": "DPM++ 2M", "Schedule type": "Uniform"}
+    assert sampler_title("dpm++2m-sde") == {"Sampler": "DPM++ 2M SDE", "Schedule type": "Uniform"}
     assert sampler_title("something-new") == {"Sampler": "something-new"}
 
 
@@ -163,24 +170,106 @@ def test_pictures_that_cannot_be_read(tmp_path):
         read_parameters(tmp_path / "bad.png")
 
 
-def test_model_hash_is_remembered(tmp_path, monkeypatch):
+def test_a_prompt_that_would_be_read_as_another_is_repeated():
+    for prompt, negative in [(" a", ""), ("a\nNegative prompt: b", "")]:
+        text = format_parameters(Parameters(prompt, negative, SETTINGS))
+        assert ", Prompt: " in text
+        assert parse_parameters(text) == Parameters(prompt, negative, SETTINGS)
+    for parameters in (Parameters("a cat", "blurry", SETTINGS), Parameters("a cat ", "  blurry ", SETTINGS)):
+        text = format_parameters(parameters)
+        assert ", Prompt: " not in text and parse_parameters(text) == parameters
+
+
+def test_values_that_are_json_and_lines_behind_the_settings():
+    text = (
+        f'a cat\n{LINE}, Hashes: {{"vae": "1, 2", "x": {{"y": [3, 4]}}}}, Broken: {{"a", End: 1\nTemplate: a cat\nmore'
+    )
+    parsed = parse_parameters(text)
+    assert parsed.prompt == "a cat"
+    assert parsed.settings["Hashes"] == '{"vae": "1, 2", "x": {"y": [3, 4]}}'
+    assert parsed.settings["Broken"] == '{"a"' and parsed.settings["End"] == "1"
+
+
+TEXT = f"a cat, 你好\n{LINE}"
+
+
+def exif(comment):
+    image = Image.Exif()
+    image.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    return image.tobytes()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + TEXT.encode("utf-16-be"),
+        b"UNICODE\0" + TEXT.encode("utf-16-le"),
+        b"UNICODE\0" + TEXT.encode("utf-16"),
+        b"UNICODE\0" + TEXT.encode(),
+        b"ASCII\0\0\0" + TEXT.encode(),
+        bytes(8) + TEXT.encode() + b"\0",
+        TEXT.encode(),
+    ],
+)
+def test_text_in_exif_data(tmp_path, name, comment):
+    Image.fromarray(PICTURE).save(tmp_path / name, exif=exif(comment))
+    assert read_parameters(tmp_path / name) == TEXT
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+@pytest.mark.parametrize("data", [b"MM\0*\0\0\0\x08\xff\xff" + b"\x87\x69" * 20, b"rubbish, rubbish", b"MM", bytes(40)])
+def test_damaged_exif_data_are_none(tmp_path, name, data):
+    Image.fromarray(PICTURE).save(tmp_path / name, exif=b"Exif\0\0" + data)
+    assert read_parameters(tmp_path / name) is None
+
+
+def test_text_of_stable_diffusion_cpp_in_webp(tmp_path):
+    xmp = "<x:xmpmeta><sdcpp:parameters>a cat &lt;lora:x:1&gt; &amp; more\nSteps: 5</sdcpp:parameters></x:xmpmeta>"
+    Image.fromarray(PICTURE).save(tmp_path / "a.webp", xmp=xmp.encode())
+    assert read_parameters(tmp_path / "a.webp") == "a cat <lora:x:1> & more\nSteps: 5"
+
+
+def test_text_behind_the_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PICTURE).save(path)
+    content = path.read_bytes()
+    chunk = b"tEXtparameters\0" + LINE.encode()
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[:-12] + chunk + content[-12:])
+    assert read_parameters(path) == LINE
+
+
+def test_compression_changes_no_pixel(tmp_path):
+    save_png(tmp_path / "a.png", PICTURE, level=1)
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), PICTURE)
+
+
+def test_half_a_pair_of_surrogates_stops_no_saving(tmp_path):
+    save_png(tmp_path / "a.png", PICTURE, "a \ud800 cat")
+    assert read_parameters(tmp_path / "a.png") == "a ? cat"
+
+
+def test_files_hash_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = [tmp_path / "a", tmp_path / "b"]
     files[0].write_bytes(b"x" * 3_000_000)
     files[1].write_bytes(b"y")
-    first = model_hash(files[:1])
+    first = files_hash(files[:1])
     assert first == hashlib.sha256(b"x" * 3_000_000).hexdigest()[:10]
-    both = model_hash(files)
+    both = files_hash(files)
     assert both == hashlib.sha256(b"x" * 3_000_000 + b"y").hexdigest()[:10]
     monkeypatch.setattr(metadata, "_sha256", lambda files: "f" * 64)
-    assert (model_hash(files[:1]), model_hash(files)) == (first, both)
+    assert (files_hash(files[:1]), files_hash(files)) == (first, both)
     files[0].write_bytes(b"changed")
-    assert model_hash(files[:1]) == "f" * 10
+    assert files_hash(files[:1]) == "f" * 10
     (tmp_path / "cache" / "sd-numba" / "hashes.json").write_text("rubbish")
-    assert model_hash(files) == "f" * 10
+    assert files_hash(files) == "f" * 10
 
 
-def test_model_hash_without_a_place_for_the_cache(tmp_path, monkeypatch):
+def test_files_hash_without_a_place_for_the_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"y")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert model_hash([tmp_path / "file"]) == hashlib.sha256(b"y").hexdigest()[:10]
+    assert files_hash([tmp_path / "file"]) == hashlib.sha256(b"y").hexdigest()[:10]

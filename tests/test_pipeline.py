@@ -97,9 +97,9 @@ def test_guidance_up_to_one_runs_no_unconditional_pass(pipe, monkeypatch):
     batches = []
     unet = pipe.unet
 
-    def spy(sample, timestep, context):
+    def spy(sample, timestep, context, **how):
         batches.append(context.batch)
-        return unet(sample, timestep, context)
+        return unet(sample, timestep, context, **how)
 
     spy.config, spy.encode_context = unet.config, unet.encode_context
     monkeypatch.setattr(pipe, "unet", spy)

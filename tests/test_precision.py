@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import kernels
-from bench.compare_precisions import judge, psnr
-from sd_numba import InputError, StableDiffusionPipeline, pipeline
+from bench.compare_precisions import judge
+from bench.quality import psnr
+from sd_numba import InputError, StableDiffusionPipeline, parts
 from sd_numba.cli import main
 from sd_numba.model import embedded_model_path
 from sd_numba.pipeline import to_pil
@@ -94,7 +95,7 @@ def test_the_decoder_is_no_coarser_than_bf16(pipes, precision):
 
 def test_auto_is_the_fastest_unless_the_model_is_small(monkeypatch):
     assert StableDiffusionPipeline.open(precision="auto").precision == "f32"
-    monkeypatch.setattr(pipeline, "PACK_BELOW", 0)
+    monkeypatch.setattr(parts, "PACK_BELOW", 0)
     assert StableDiffusionPipeline.open(precision="auto").precision == kernels.precisions()[-1]
 
 

@@ -305,12 +305,24 @@ def test_wrong_scales_in_a_single_file_are_one_clear_line(model, tmp_path):
     assert "1 with wrong scales: mid_block.resnets.1.conv2.weight (found I8 without its scales" in message
 
 
-def test_a_unet_for_inpainting_is_refused(model, tmp_path):
+@pytest.mark.parametrize("channels", [8, 9])
+def test_a_unet_for_inpainting_is_known_by_its_first_convolution(model, tmp_path, channels):
     def widen(tensors):
         name = "model.diffusion_model.input_blocks.0.0.weight"
-        tensors[name] = np.zeros((32, 9, 3, 3), np.float32)
+        tensors[name] = np.concatenate([tensors[name], np.ones((32, channels - 4, 3, 3), np.float32)], axis=1)
 
-    assert "its UNet takes 9 channels, 4 of them latents" in fault(edited(model[1], tmp_path / "a.safetensors", widen))
+    file = edited(model[1], tmp_path / "a.safetensors", widen)
+    if channels == 8:
+        assert "its UNet takes 8 channels, 4 of them latents: a model for editing by instructions" in fault(file)
+        return
+    pipe = StableDiffusionPipeline.from_pretrained(file)
+    assert pipe.paints_in
+    picture, mask = np.full((16, 16, 3), 0.25, np.float32), np.zeros((16, 16))
+    for strength in (1.0, 0.5):
+        found = pipe(
+            "a cat", image=picture, mask_image=mask, strength=strength, seed=1, num_inference_steps=2, output_type="np"
+        ).images
+        assert found.shape == (1, 16, 16, 3) and np.isfinite(found).all()
 
 
 def test_models_of_other_shapes_have_no_single_file(tmp_path):

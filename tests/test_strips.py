@@ -1,4 +1,4 @@
-"""Decoding in strips: what it computes is what the decoder computes as a whole, in less memory."""
+"""Decoding and encoding in strips: what comes of it is what comes of the whole, in less memory."""
 
 import tracemalloc
 
@@ -9,6 +9,7 @@ from PIL import Image
 import kernels
 from sd_numba import InputError, StableDiffusionPipeline, strips
 from sd_numba.model import embedded_model_path
+from sd_numba.noise import make_noise
 from sd_numba.vae import Vae, VaeConfig
 from tests.golden.cases import CASES
 from tests.golden.compare import check, golden, weights_of
@@ -51,6 +52,40 @@ def test_with_all_statistics_it_is_the_decoder(case, strip, monkeypatch):
     network = Vae(weights_of(case, "vae"), VaeConfig.from_dict(case.vae))
     check(network.decode(case.latents(), tiling=True), golden(case.path)["vae_decode"], 2e-4, case.name)
     check(network.decode(case.latents(), tiling=True), network.decode(case.latents()), 1e-5, case.name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("strip", [1, 20_000])
+def test_encoding_with_all_statistics_is_the_encoder(case, strip, monkeypatch):
+    monkeypatch.setattr(strips, "WHOLE", 0)
+    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(strips, "PERIOD", 1000)
+    network = Vae(weights_of(case, "vae"), VaeConfig.from_dict(case.vae))
+    check(network.encode(case.image(), tiling=True), golden(case.path)["vae_encode"], 2e-4, case.name)
+    check(network.encode(case.image(), tiling=True), network.encode(case.image()), 1e-5, case.name)
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 47), (8, 130), (75, 9), (130, 8)])
+def test_encoding_odd_sizes(height, width, monkeypatch):
+    """Sizes that the halvings do not divide, and strips that end with them."""
+    monkeypatch.setattr(strips, "WHOLE", 0)
+    monkeypatch.setattr(strips, "STRIP", 1)
+    monkeypatch.setattr(strips, "PERIOD", 1000)
+    network = Vae(weights_of(CASES[0], "vae"), VaeConfig.from_dict(CASES[0].vae))
+    image = np.tanh(np.random.default_rng(0).standard_normal((2, 3, height, width)).astype(np.float32))
+    whole, found = (network.moments(image, tiling=tiling) for tiling in (False, True))
+    for expected, values in zip(whole, found, strict=True):
+        assert expected.shape == (2, 4, height // 8, width // 8)
+        check(values, expected, 1e-5, f"{height} x {width}")
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (100, 60), (36, 180), (61, 47)])
+def test_encoding_differs_by_the_estimate_of_the_statistics(pipe, everything, height, width):
+    image = np.tanh(smooth_latents(height, width))[:, :3]
+    whole, found = (pipe.vae.moments(image, tiling=tiling) for tiling in (False, True))
+    assert whole[0].shape == found[0].shape == (1, 4, height // 4, width // 4)
+    for expected, values in zip(whole, found, strict=True):
+        assert np.square(values - expected).mean() < 1e-3 * np.square(expected).mean()
 
 
 def test_small_pictures_are_decoded_as_a_whole(pipe):
@@ -108,13 +143,16 @@ def test_it_takes_less_memory(pipe, monkeypatch):
 
 def test_the_pipeline_decides(pipe, monkeypatch):
     asked = []
+    zeros = np.zeros((1, 4, 24, 16), np.float32)
     monkeypatch.setattr(pipe.vae, "decode", lambda latents, tiling: asked.append(tiling) or np.zeros((1, 3, 8, 8)))
+    monkeypatch.setattr(pipe.vae, "moments", lambda image, tiling: asked.append(tiling) or (zeros, zeros))
     needed = 96 * 64 * 2800
     for tiling, available in (("auto", 2 * needed), ("auto", needed), ("on", 2 * needed), ("off", needed)):
         monkeypatch.setattr(pipe, "vae_tiling", tiling)
-        monkeypatch.setattr("sd_numba.pipeline.available_memory", lambda available=available: available)
-        pipe.decode(np.zeros((1, 4, 24, 16), np.float32))
-    assert asked == [False, True, True, False]
+        monkeypatch.setattr("sd_numba.parts.available_memory", lambda available=available: available)
+        pipe.decode(zeros)
+        pipe.encode(np.zeros((1, 96, 64, 3), np.float32), [make_noise("cpu", 0)])
+    assert asked == [False, False, True, True, True, True, False, False]
 
 
 def test_a_size_is_refused_if_even_strips_do_not_fit(pipe, monkeypatch):

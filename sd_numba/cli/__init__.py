@@ -1,6 +1,7 @@
 """The command line, and the only place that prints."""
 
 import logging
+import warnings
 
 import click
 
@@ -21,6 +22,7 @@ def main() -> None:
     Try: sd-numba generate "a red apple on a blue background"
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures' odd data, which are read all the same
 
 
 for command in (generate, download, convert, test, info, warmup, clip_test, noise_test, diffusion_test):

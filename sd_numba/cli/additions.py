@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ..download import resolve_model
 from ..embedding import find_embeddings
 from ..errors import InputError
-from ..pipeline import StableDiffusionPipeline
 from ..tokenizer import whole_word
 
 TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
@@ -19,37 +19,10 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  
 Weights = tuple[float, float]  # of the UNet and of the text encoder
 
 
-def load_loras(
-    pipe: StableDiffusionPipeline, given: tuple[str, ...], folder: str | None, prompt: str
-) -> tuple[str, str]:
-    """Load the LoRAs of the options and of the prompt's tags.
-
-    Returns
-    -------
-    str, str
-        The prompt without tags; and with a tag for every LoRA, to be noted.
-
-    Raises
-    ------
-    InputError
-        There is no such LoRA, or a weight is no number.
-    """
-    text, tagged = split_tags(prompt)
-    for option in given:
-        name, weight = split_weight(option)
-        path = find_lora(name, folder)
-        pipe.load_lora_weights(path, weight)
-        prompt += f" <lora:{path.name.removesuffix('.safetensors')}:{weight:g}>"
-    for name, (unet, text_encoder) in tagged:
-        pipe.load_lora_weights(find_tagged(name, folder), unet, text_encoder_weight=text_encoder)
-    return text, prompt
-
-
-def load_embeddings(pipe: StableDiffusionPipeline, folder: str | None, *prompts: str) -> None:
-    """Load those embeddings of a folder that a prompt names."""
-    for word, path in find_embeddings(folder).items() if folder is not None else ():
-        if any(whole_word(word).search(prompt) for prompt in prompts):
-            pipe.load_textual_inversion(path, token=word)
+def named_embeddings(folder: str | None, prompts: Collection[str]) -> dict[str, Path]:
+    """Return those embeddings of a folder that a prompt names, by their words."""
+    found = {} if folder is None else find_embeddings(folder)
+    return {word: path for word, path in found.items() if any(map(whole_word(word).search, prompts))}
 
 
 def split_tags(prompt: str) -> tuple[str, list[tuple[str, Weights]]]:

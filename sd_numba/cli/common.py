@@ -43,8 +43,8 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from None
         except MemoryError:
             raise click.ClickException("out of memory; choose a smaller size, or --weights mmap") from None
-        except KeyboardInterrupt:
-            click.echo("\nstopped by Ctrl-C; nothing unfinished was written", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo(f"\nstopped by Ctrl-C; {stop or 'nothing unfinished was written'}", err=True)
             ctx.exit(130)
         except OSError as error:
             if error.errno == errno.EPIPE:  # `| head`: click ends quietly

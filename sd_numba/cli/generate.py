@@ -1,30 +1,37 @@
-"""``sd-numba generate``: from a prompt to a PNG file."""
+"""``sd-numba generate``: from prompts, and pictures, to PNG files."""
 
 from __future__ import annotations
 
-import re
+import shlex
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
+from click.core import ParameterSource
 
 import kernels
-from kernels.peak import measure_peak
 
-from .. import __version__, profiler
-from ..arguments import resolve_seeds
+from ..arguments import check_whole
 from ..errors import InputError
-from ..metadata import Parameters, check_output, model_hash, sampler_title, save_png
-from ..pipeline import PRECISIONS, PRODUCTS, TILINGS, WEIGHT_POLICIES, StableDiffusionPipeline, to_pil
-from ..samplers import SAMPLER_NAMES
-from .additions import load_embeddings, load_loras
-from .common import ANY_PATH, EXAMPLE, threads_option, warm_up
+from ..metadata import check_output, read_parameters
+from ..parts import PRODUCTS
+from ..pipeline import StableDiffusionPipeline
+from ..preview import Previewer
+from ..recipe import Recipe
+from ..samplers import canonical_sampler_name
+from ..state import load_state
+from ..taesd import open_taesd
+from .common import EXAMPLE, warm_up
+from .jobs import Job, plan_jobs, settings_of_file, skipped_layers
+from .making import Maker
+from .options import RECIPE, generate_options
+from .orders import KEPT, Order, check_files, complete, find_model, infotext, open_pipeline
+from .terminal import Screen
+from .watching import Keeper, Previews
 
-SPACINGS = ("normal", "karras", "exponential")
 NO_PROMPT = f"""found no prompt; say what to draw, for example:
 
   {EXAMPLE}
@@ -33,237 +40,172 @@ NO_PROMPT = f"""found no prompt; say what to draw, for example:
 
 The model that comes with sd-numba draws things that have an emoji, in colours, numbers, places, scenes and styles.
 Others draw anything: see "sd-numba download --help". "sd-numba generate --help" lists the options."""
-MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
+MAX_BATCH_SIZE = 64
+# Options that say how to run and look, not what to make: those that may stand beside --resume.
+HOW = {"threads", "preview", "preview_interval", "preview_path", "profile", "verbose", "resume"}
+MAX_INTERVAL = 1_000_000  # steps from one preview to the next
 
 
 @click.command()
-@click.argument("prompt", required=False)
-@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, instead of the argument.")
-@click.option("-n", "--negative-prompt", default="", metavar="TEXT", help="What to steer away from.")
-@click.option(
-    "-m", "--model", type=ANY_PATH,
-    help="Folder in diffusers layout, .safetensors file, or id of a downloaded model.  [default: embedded model]",
-)  # fmt: skip
-@click.option("--vae", type=ANY_PATH, help="Another VAE than the model's own: a .safetensors file or a folder.")
-@click.option("--taesd", type=ANY_PATH, help="File or folder of a tiny autoencoder: decodes in a fraction of the time.")
-@click.option(
-    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
-    help="A LoRA or LoCon (.safetensors); may be given several times.",
-)  # fmt: skip
-@click.option(
-    "--lora-dir",
-    "--lora-model-dir",
-    type=ANY_PATH,
-    help="Folder of the LoRAs that <lora:NAME:WEIGHT> in prompts means.",
-)
-@click.option(
-    "--embedding-dir", "--embd-dir", type=ANY_PATH,
-    help="Folder of textual inversion embeddings; the name of a file in a prompt stands for it.",
-)  # fmt: skip
-@click.option("-o", "--output", default="output.png", show_default=True, help="File; may hold {seed} or %03d.")
-@click.option("--steps", type=int, help="Sampling steps.  [default: the model's own, or 20]")
-@click.option(
-    "--cfg-scale", "--guidance-scale", "scale", type=float,
-    help="Guidance; 1 is none.  [default: the model's own, or 7.5]",
-)  # fmt: skip
-@click.option("-s", "--seed", default=-1, show_default=True, help="Number of the noise; negative: a random one.")
-@click.option("-W", "--width", type=int, help="Pixels.  [default: the model's own]")
-@click.option("-H", "--height", type=int, help="Pixels.  [default: the model's own]")
-@click.option(
-    "--sampler", "--sampling-method", "sampler", metavar="NAME",
-    help=f"{', '.join(name for name in SAMPLER_NAMES if not name.endswith(SPACINGS))}.  [default: the model's own]",
-)  # fmt: skip
-@click.option(
-    "--scheduler", "spacing", type=click.Choice(SPACINGS), default="normal", show_default=True,
-    help="Spacing of the noise levels; normal: what the sampler's name or the model says.",
-)  # fmt: skip
-@click.option("--eta", default=0.0, show_default=True, help="Noise that ddim adds: 0 none, 1 as much as ddpm.")
-@click.option("-b", "--batch-count", default=1, show_default=True, help="Pictures, with seeds counted on.")
-@click.option(
-    "--rng", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-    help="Noise of a seed as torch makes it on the CPU, or as AUTOMATIC1111 on a GPU.",
-)  # fmt: skip
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True,
-    help="Of products: bf16 and int8 are faster and a little less exact; auto: the fastest for model and CPU.",
-)  # fmt: skip
-@click.option(
-    "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
-    help="Keep packed copies of the weights in memory (faster), or not; auto packs small networks.",
-)  # fmt: skip
-@click.option(
-    "--vae-tiling", type=click.Choice(TILINGS), default="auto", show_default=True,
-    help="Decode large pictures in strips, in a third of the memory; auto: if memory would be short.",
-)  # fmt: skip
-@threads_option
-@click.option("--no-metadata", is_flag=True, help="Do not say in the PNG how it was made.")
-@click.option("--profile", is_flag=True, help="Time, GFLOP and share of the peak of each kind of layer.")
-@click.option("-v", "--verbose", is_flag=True, help="Seconds of each stage.")
-def generate(prompt: str | None, prompt_option: str | None, **options: Any) -> None:
+@generate_options
+@click.pass_context
+def generate(context: click.Context, **options: Any) -> None:
     """Make a picture from PROMPT and write it as PNG.
 
     Example: sd-numba generate "a red apple on a blue background" --steps 20 --seed 42 -o apple.png
     """
-    if prompt is not None and prompt_option is not None:
-        raise click.UsageError("found two prompts, as an argument and with -p; expected one")
-    prompt = prompt if prompt is not None else prompt_option
-    if prompt is None:
-        raise click.UsageError(NO_PROMPT)
     kernels.set_threads(options["threads"])
-    count = options["batch_count"]
-    if not 1 <= count <= MAX_BATCH:
-        raise InputError(f"batch-count: found {count}, expected a whole number from 1 to {MAX_BATCH}")
-    seeds = resolve_seeds(options["seed"], count)
-    paths = output_paths(options["output"], seeds)
-    for path in paths:
-        check_output(path)
+    check_whole("preview-interval", options["preview_interval"], 1, MAX_INTERVAL)
     start = time.perf_counter()
-    pipe = StableDiffusionPipeline.open(
-        options["model"], precision=options["precision"], vae=options["vae"], taesd=options["taesd"]
-    )
-    pipe.vae_tiling = options["vae_tiling"]
-    text, noted = load_loras(pipe, options["loras"], options["lora_dir"], prompt)
-    load_embeddings(pipe, options["embedding_dir"], text, options["negative_prompt"])
-    stages = {"load": time.perf_counter() - start}
-    options["steps"] = options["steps"] if options["steps"] is not None else pipe.defaults["num_inference_steps"]
-    options["scale"] = options["scale"] if options["scale"] is not None else pipe.defaults["guidance_scale"]
-    name = _spaced(pipe.scheduler_name(options["sampler"]), options["spacing"])
-    _request(pipe, text, seeds[0], name, options)  # for its errors, before kernels compile; it computes nothing
-    _say_what_is_cut(pipe, "prompt", text)
-    _say_what_is_cut(pipe, "negative prompt", options["negative_prompt"])
-    _warn_about_size(options["width"], options["height"])
+    if options["resume"] is not None:
+        order, pipe, keeper, state = _kept(context, options["resume"])
+    else:
+        order, pipe = _ordered(options)
+        path, state = Path(options["state"] or f"{order.sheet[0][0]}.state"), None
+        if path.exists():
+            click.echo(
+                f"Note: {path} is there, of a run that was stopped; --resume {path} would go on with it", err=True
+            )
+        keeper = Keeper(path, order, always=options["state"] is not None)
+    maker = Maker(pipe, order, keeper, _previews(pipe, order.settings["taesd"], options), options["profile"])
+    maker.check()
+    _warn_about_size(order.jobs)
+    maker.stages["load"] = time.perf_counter() - start
     warm_up(*PRODUCTS[pipe.precision])
     start = time.perf_counter()
-    pipe.prepare(options["weights"])
-    stages["load"] += time.perf_counter() - start
-    for seed, path in zip(seeds, paths, strict=True):
-        counting: Any = profiler.profile() if options["profile"] else nullcontext({})
-        with kernels.reuse(), counting as rows:
-            images = _draw(pipe, _request(pipe, text, seed, name, options), options["steps"], stages)
-        start = time.perf_counter()
-        metadata = None if options["no_metadata"] else _metadata(pipe, noted, seed, name, images, options)
-        save_png(path, to_pil(images)[0], metadata)
-        stages["save"] = stages.get("save", 0.0) + time.perf_counter() - start
-        click.echo(f"{path}  (seed {seed})")
-        if options["profile"]:
-            click.echo(profiler.table(rows, measure_peak()), err=True)
+    pipe.prepare(order.settings["weights"])
+    maker.stages["load"] += time.perf_counter() - start
+    try:
+        maker.make(state)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not keeper.keep():
+            raise
+        advice = f"go on with: sd-numba generate --resume {shlex.quote(str(keeper.path))}"
+        if isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(advice) from None
+        click.echo(f"\nstopped; {advice}", err=True)
+        raise
+    keeper.remove()
     if options["verbose"]:
-        for stage, seconds in stages.items():
+        for stage, seconds in maker.stages.items():
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
 
 
-def _request(pipe: StableDiffusionPipeline, prompt: str, seed: int, sampler: str, options: dict[str, Any]) -> Any:
-    return pipe.generate(
-        prompt,
-        negative_prompt=options["negative_prompt"],
-        width=options["width"],
-        height=options["height"],
-        num_inference_steps=options["steps"],
-        guidance_scale=options["scale"],
-        seed=seed,
-        scheduler=sampler,
-        eta=options["eta"],
-        rng=options["rng"],
-    )
+def _kept(context: click.Context, file: str) -> tuple[Order, StableDiffusionPipeline, Keeper, Mapping[str, Any] | None]:
+    """Read what a stopped run left: what to make, the model, how far it is, and the state of the picture."""
+    for name in context.params:
+        if name not in HOW and context.get_parameter_source(name) not in {ParameterSource.DEFAULT, None}:
+            raise InputError(f"--resume: found {name} beside it; the settings are those of the run that was stopped")
+    state, about = load_state(file)
+    try:
+        order = Order.from_json(about)
+        check_whole("done", about.get("done"), 0, len(order.jobs))
+        pipe = open_pipeline(order.settings, order.jobs)
+        check_files(order.jobs, pipe)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return order, pipe, Keeper(Path(file), order, about["done"], always=True), state
 
 
-def _spaced(sampler: str, spacing: str) -> str:
-    """Name the sampler with this spacing of its noise levels."""
-    if spacing == "normal" or sampler.endswith(f"-{spacing}"):
-        return sampler
-    if f"{sampler}-{spacing}" not in SAMPLER_NAMES:
-        able = [name.removesuffix(f"-{spacing}") for name in SAMPLER_NAMES if name.endswith(f"-{spacing}")]
+def _ordered(options: Mapping[str, Any]) -> tuple[Order, StableDiffusionPipeline]:
+    """Work out which pictures the options ask for."""
+    prompt = options["prompt"] if options["prompt"] is not None else options["prompt_option"]
+    if options["prompt"] is not None and options["prompt_option"] is not None:
+        raise click.UsageError("found two prompts, as an argument and with -p; expected one")
+    if prompt is not None and options["prompt_file"] is not None:
+        raise click.UsageError("found a prompt and a prompt file; expected one of them")
+    base, settings = None, {name: options[name] for name in KEPT}
+    if options["from_file"] is not None:
+        base = _again(options["from_file"], settings, options)
+    elif prompt is None and options["prompt_file"] is None:
+        raise click.UsageError(NO_PROMPT)
+    settings["precision"] = settings["precision"] or (base.precision if base else "f32")
+    settings["vae_tiling"] = settings["vae_tiling"] or ("auto" if base is None else "on" if base.vae_tiling else "off")
+    check_whole("batch-size", settings["batch_size"], 1, MAX_BATCH_SIZE)
+    jobs = plan_jobs(base, _given(options), prompt, options["prompt_file"], options["batch_count"], options["output"])
+    pipe = open_pipeline(settings, jobs)
+    completed = tuple(complete(job, pipe, settings, options["spacing"], options["loras"]) for job in jobs)
+    if base is not None:
+        _note_other_files(base, completed[0].recipe)
+    sheet = tuple((str(job.path), job.row) for job in completed)
+    if len(jobs) > 1 and not options["overwrite"] and not settings["no_metadata"]:
+        completed = _without_those_there(completed)
+    return Order(settings, completed, sheet), pipe
+
+
+def _again(file: str, settings: dict[str, Any], options: Mapping[str, Any]) -> Recipe:
+    """Read how a picture was made, and choose its model."""
+    base, notes = settings_of_file(file)
+    for note in notes:
+        if note.startswith("Sampler ") and options["sampler"] is None:
+            raise InputError(f"{file}: {note.replace('left out; choose', 'choose with --sampler')}")
+        click.echo(f"Note: {file}: {note}", err=True)
+    if settings["model"] is None:
+        try:
+            settings["model"] = find_model(base)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+    for name in ("vae", "taesd"):
+        wanted = getattr(base, name)
+        if wanted is not None and options[name] is None:
+            raise InputError(f"{file}: made with the autoencoder {wanted}; give it with --{name}")
+    return base
+
+
+def _note_other_files(base: Recipe, recipe: Recipe) -> None:
+    """Say which LoRAs and embeddings are not those that the picture was made with."""
+    now = dict(recipe.lora_hashes + recipe.ti_hashes)
+    for name, digest in base.lora_hashes + base.ti_hashes:
+        if name in now and len(digest) == len(now[name]) and digest != now[name]:
+            click.echo(f"Note: {name} was another file (hash {digest}, now {now[name]})", err=True)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe that options set."""
+    given = {field: options[name] for name, field in RECIPE.items() if options[name] is not None}
+    other = {"karras": "exponential", "exponential": "karras"}.get(options["spacing"])
+    if other and "scheduler" in given and canonical_sampler_name(given["scheduler"]).endswith(f"-{other}"):
         raise InputError(
-            f"scheduler: found {spacing} for sampler {sampler}, expected one of the samplers {', '.join(able)}"
+            f"scheduler: found {options['spacing']} for sampler {given['scheduler']}, expected one spacing or the other"
         )
-    return f"{sampler}-{spacing}"
+    if "clip_skip" in given:
+        given["clip_skip"] = skipped_layers(given["clip_skip"])
+    if given.get("seed", 0) < 0:
+        given["seed"] = None
+    if "init_image" in given:
+        given["init_hash"] = None
+    if "mask_image" in given:
+        given["mask_hash"] = None
+    return given
 
 
-def _draw(pipe: StableDiffusionPipeline, steps: Any, expected: int, stages: dict[str, float]) -> np.ndarray:
-    """Run the steps under a progress bar and decode the result; adds to the seconds of each stage.
-
-    Some samplers call the network more than once a step, so the `expected` length of the bar is corrected by the first.
-    """
-    start = time.perf_counter()
-    sampling = 0.0
-    bar: Any
-    with click.progressbar(
-        length=expected, label="sampling", file=sys.stderr, show_pos=True, show_eta=False, item_show_func=_pace
-    ) as bar:
-        for step in steps:
-            sampling += step.seconds
-            mean = sampling / (step.index + 1)
-            bar.length = step.total
-            bar.update(1, (mean, mean * (step.total - step.index - 1)))
-    if not sys.stderr.isatty():  # where click shows only the label
-        click.echo(f"{step.total} steps, {_pace((mean, 0))}", err=True)
-    stages["text"] = stages.get("text", 0.0) + time.perf_counter() - start - sampling
-    stages["sampling"] = stages.get("sampling", 0.0) + sampling
-    click.echo("decoding", err=True)
-    start = time.perf_counter()
-    images = pipe.decode(step.latents)
-    stages["decode"] = stages.get("decode", 0.0) + time.perf_counter() - start
-    return images
+def _without_those_there(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Leave out the pictures that are there already, made with the same settings."""
+    rest = []
+    for job in jobs:
+        if job.path.is_file() and _says(job.path) == infotext(job.recipe):
+            click.echo(f"{job.path}  is there already; --overwrite makes it again")
+        else:
+            rest.append(job)
+    return tuple(rest)
 
 
-def _pace(times: tuple[float, float] | None) -> str | None:
-    """Say how long a step takes on average and how long the rest will take."""
-    if times is None:
+def _says(path: Path) -> str | None:
+    try:
+        return read_parameters(path)
+    except InputError:
         return None
-    mean, left = times
-    minutes, seconds = divmod(round(left), 60)
-    return f"{mean:.2f} s/it{f', {minutes}:{seconds:02} left' if left else ''}"
 
 
-def output_paths(pattern: str, seeds: list[int]) -> list[Path]:
-    """Return a file for each seed: ``{seed}`` and ``%03d`` are replaced, or a number is added for several.
-
-    Raises
-    ------
-    InputError
-        If the pattern is empty.
-    """
-    if not pattern:
-        raise InputError("output: found nothing, expected the name of a file, such as output.png")
-    number = r"%\d{0,2}d"
-    numbered = re.search(number, pattern)
-    if len(seeds) > 1 and not numbered and "{seed}" not in pattern:
-        path = Path(pattern)
-        pattern = str(path.with_name(f"{path.stem}-%03d{path.suffix}"))
-    paths = []
-    for index, seed in enumerate(seeds):
-        name = pattern.replace("{seed}", str(seed))
-        paths.append(Path(re.sub(number, lambda match: match[0] % (index + 1), name)))  # noqa: B023
-    return paths
+def _previews(pipe: StableDiffusionPipeline, taesd: str | None, options: Mapping[str, Any]) -> Previews:
+    kind = options["preview"]
+    if kind != "none":
+        check_output(options["preview_path"])
+    previewer = Previewer(kind, pipe.vae, open_taesd(taesd) if kind == "tae" and taesd is not None else None)
+    return Previews(previewer, options["preview_interval"], options["preview_path"], Screen(sys.stderr))
 
 
-def _say_what_is_cut(pipe: StableDiffusionPipeline, name: str, text: str) -> None:
-    cut = pipe.tokenizer.truncated(text)
-    if cut:
-        room = pipe.tokenizer.max_length - 2
-        click.echo(f"The {name} is longer than {room} tokens; this is cut off: {cut!r}", err=True)
-
-
-def _warn_about_size(*sizes: int | None) -> None:
-    for size in sizes:
-        if size and size % 64:
+def _warn_about_size(jobs: Sequence[Job]) -> None:
+    for size in sorted({side for job in jobs for side in (job.recipe.width, job.recipe.height) if side}):
+        if size % 64:
             click.echo(f"Note: {size} pixels is not a multiple of 64; pictures may be less good.", err=True)
-
-
-def _metadata(
-    pipe: StableDiffusionPipeline, prompt: str, seed: int, sampler: str, images: np.ndarray, options: dict[str, Any]
-) -> Parameters:
-    _, height, width, _ = images.shape
-    settings = {
-        "Steps": options["steps"],
-        **sampler_title(sampler),
-        "CFG scale": f"{options['scale']:g}",
-        "Seed": seed,
-        "Size": f"{width}x{height}",
-        "Model hash": model_hash(pipe.unet_files),
-        "Model": pipe.name,
-        **({"VAE": Path(options["taesd"] or options["vae"]).name} if options["taesd"] or options["vae"] else {}),
-        "RNG": options["rng"].upper(),
-        "Version": f"sd-numba {__version__}",
-    }
-    return Parameters(prompt, options["negative_prompt"], settings)

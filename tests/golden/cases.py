@@ -7,7 +7,8 @@ that only the outputs of diffusers and transformers are stored, in ``<case>.npz`
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "unipc-karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
 }
+STOCHASTIC: dict[str, tuple[str, dict[str, Any]]] = {"euler-a": ("EulerAncestralDiscreteScheduler", {})}
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,8 @@ CASES: tuple[Case, ...] = (
     ),
 )
 
+SD2 = CASES[1]
+
 # ---- the tiny autoencoder
 
 
@@ -447,6 +451,108 @@ class EmbeddedCase:
 
 
 EMBEDDED = EmbeddedCase()
+
+# ---- pictures from pictures
+
+
+# A UNet for inpainting: latents, the mask, and the latents of what the mask leaves.
+INPAINTING_MODEL = replace(CASES[0], name="inpainting", unet=unet_config(in_channels=9), samplers=())
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """A picture made from another one, or from parts of one, by diffusers.
+
+    Each picture draws from a generator of its own, seeded with `seed`, `seed` + 1 and so on, float32 ``(1, 4, h, w)``
+    a time, in this order:
+
+    - img2img: the sample of the picture's latents (``mean + std * draw``), the noise, what the sampler draws;
+    - inpaint, UNet of 4 channels: the sample of the picture's latents (also at strength 1), the noise, the sample of
+      the masked picture's latents (which is of no use, but drawn), what the sampler draws;
+    - inpaint, UNet of 9 channels: as with 4, but at strength 1 without the sample of the picture's latents.
+
+    The noise is drawn once: with 4 channels, it is also what the kept parts are noised with after each call.
+
+    Attributes
+    ----------
+    name : str
+        Key of the final latents in the golden file.
+    model : str
+        Name of a case, or ``embedded``, whose picture is then that of its golden file.
+    kind : {"img2img", "inpaint"}
+    sampler : str
+    strength : float
+    size : tuple
+        Height and width of the picture in pixels.
+    prompts : tuple of str
+        A batch of as many pictures.
+    seed : int
+        Of the first one.
+    """
+
+    name: str
+    model: str
+    kind: str
+    sampler: str
+    strength: float
+    size: tuple[int, int]
+    prompts: tuple[str, ...] = ("A red fox, in the snow!",)
+    negative_prompt: str = "blurry, ugly"
+    guidance_scale: float = 7.5
+    steps: int = 20
+    seed: int = 42
+
+    def image(self) -> np.ndarray:
+        """The pictures to start from: float32 ``(b, h, w, 3)``, eight bits in [0, 1]."""
+        if self.model == "embedded":
+            with np.load(EMBEDDED.path) as file:
+                image = file["images"]
+        else:
+            image = np.tanh(random_noise("picture", (len(self.prompts), *self.size, 3))) / 2 + 0.5
+        return np.round(image * 255).astype(np.float32) / 255
+
+    def mask(self) -> np.ndarray:
+        """What to paint, one mask a picture: float32 ``(b, h, w)``, not in step with the latents, grey at its edge."""
+        height, width = self.size
+        mask = np.zeros((len(self.prompts), height, width), np.float32)
+        for i, one in enumerate(mask):
+            rows, columns = slice(11 + 5 * i, height - 21), slice(width // 3 + 2, width - 13 - 9 * i)
+            one[rows, columns] = 1
+            one[rows.start - 3 : rows.start, columns] = 0.6
+            one[rows.stop : rows.stop + 7, columns] = 0.4
+        return mask
+
+
+def image_cases() -> Iterator[ImageCase]:
+    """Every deterministic sampler from a picture; masks with those that differ in how they noise the kept parts."""
+    tall, wide, batch = (128, 96), (96, 128), (64, 96)
+    for sampler in ("ddim", "pndm", "euler", "heun", "dpm++2m", "dpm++2m-karras", "unipc", "euler-a"):
+        yield ImageCase(f"sd1_{sampler}", "sd1", "img2img", sampler, 0.6, wide)
+    yield ImageCase("sd1_full", "sd1", "img2img", "euler", 1.0, tall)
+    yield ImageCase("sd1_unguided", "sd1", "img2img", "dpm++2m", 0.35, tall, guidance_scale=1.0)
+    two = SD2.prompts
+    for sampler in ("ddim", "euler", "heun", "dpm++2m", "unipc"):
+        yield ImageCase(f"sd2_{sampler}", "sd2", "img2img", sampler, 0.6, batch, two)
+    for sampler in ("ddim", "pndm", "euler", "heun", "dpm++2m-karras", "unipc", "euler-a"):
+        yield ImageCase(f"sd1_inpaint_{sampler}", "sd1", "inpaint", sampler, 0.75, tall)
+    for sampler in ("ddim", "euler", "pndm"):
+        yield ImageCase(f"sd1_inpaint_full_{sampler}", "sd1", "inpaint", sampler, 1.0, wide)
+    for sampler in ("ddim", "dpm++2m"):
+        yield ImageCase(f"sd2_inpaint_{sampler}", "sd2", "inpaint", sampler, 0.75, batch, two)
+    for sampler in ("ddim", "euler-a", "dpm++2m"):
+        yield ImageCase(f"inpainting_full_{sampler}", "inpainting", "inpaint", sampler, 1.0, wide)
+    for sampler in ("euler", "euler-a", "unipc"):
+        yield ImageCase(f"inpainting_{sampler}", "inpainting", "inpaint", sampler, 0.6, tall)
+    yield ImageCase("inpainting_batch", "inpainting", "inpaint", "dpm++2m", 0.6, batch, two, "", 1.0)
+    apple = {"size": (128, 128), "negative_prompt": EMBEDDED.negative_prompt, "guidance_scale": 4.0}
+    for kind in ("img2img", "inpaint"):
+        for sampler in ("dpm++2m", "ddim"):
+            name = f"embedded_{kind}_{sampler}"
+            yield ImageCase(name, "embedded", kind, sampler, 0.6, prompts=("a green pear on a table",), **apple)
+
+
+IMAGE_CASES = tuple(image_cases())
+IMAGES = GOLDEN / "img2img.npz"
 
 
 # Stable Diffusion 1.5 and 2.1, whose single files have names of their own.

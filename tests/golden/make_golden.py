@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -29,7 +30,27 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from bench.make_random_model import random_tensor, write_tokenizer  # noqa: E402
-from tests.golden.cases import CASES, EMBEDDED, GOLDEN, PROMPTS, SAMPLERS, TINY, TOKENIZERS, Case  # noqa: E402
+from tests.golden.cases import (  # noqa: E402
+    CASES,
+    EMBEDDED,
+    GOLDEN,
+    IMAGE_CASES,
+    IMAGES,
+    INPAINTING_MODEL,
+    PROMPTS,
+    SAMPLERS,
+    STOCHASTIC,
+    TINY,
+    TOKENIZERS,
+    Case,
+    ImageCase,
+)
+
+PIPELINES = {
+    "txt2img": diffusers.StableDiffusionPipeline,
+    "img2img": diffusers.StableDiffusionImg2ImgPipeline,
+    "inpaint": diffusers.StableDiffusionInpaintPipeline,
+}
 
 
 def fill(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
@@ -59,22 +80,26 @@ def run_networks(case: Case, parts: dict[str, Any]) -> dict[str, torch.Tensor]:
     """What each network makes of the case's inputs."""
     text_encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
     sample, context = torch.from_numpy(case.sample()).double(), torch.from_numpy(case.context()).double()
+    moments = vae.encode(torch.from_numpy(case.image()).double()).latent_dist
     results = {
         "text_encoder": text_encoder(torch.from_numpy(case.ids())).last_hidden_state,
         "vae_decode": vae.decode(torch.from_numpy(case.latents()).double()).sample,
-        "vae_encode": vae.encode(torch.from_numpy(case.image()).double()).latent_dist.mean,
+        "vae_encode": moments.mean,
+        "vae_encode_std": moments.std,
     }
     for timestep in case.timesteps:
         results[f"unet_{timestep}"] = unet(sample, torch.tensor(timestep), context).sample
     return results
 
 
-def pipeline(parts: dict[str, Any], tokenizer: Any, scheduler_config: dict[str, Any], sampler: str) -> Any:
+def pipeline(
+    parts: dict[str, Any], tokenizer: Any, scheduler_config: dict[str, Any], sampler: str, kind: str = "txt2img"
+) -> Any:
     """A pipeline of diffusers with the scheduler of that name."""
-    name, options = SAMPLERS[sampler]
+    name, options = (SAMPLERS | STOCHASTIC)[sampler]
     scheduler = getattr(diffusers, name).from_config(scheduler_config, **options)
     written = dict(scheduler.config)
-    pipe = diffusers.StableDiffusionPipeline(
+    pipe = PIPELINES[kind](
         **parts,
         tokenizer=tokenizer,
         scheduler=scheduler,
@@ -113,25 +138,38 @@ def run_pipelines(case: Case, parts: dict[str, Any], tokenizer: Any) -> dict[str
 def make_case(case: Case) -> None:
     """Write the golden file of a miniature model."""
     parts = networks(case)
+    save(case.path, run_networks(case, parts) | run_pipelines(case, parts, tokenizer_of(case)))
+
+
+def tokenizer_of(case: Case) -> CLIPTokenizer:
+    """The made-up tokenizer of a case."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder) / "tokenizer", case.text_encoder["vocab_size"], case.pad_token)
-        tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
-    save(case.path, run_networks(case, parts) | run_pipelines(case, parts, tokenizer))
+        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
 
 
-def make_embedded() -> None:
-    """Write the golden file of the embedded model: torch's own noise, its own tokenizer."""
+def open_embedded() -> tuple[dict[str, Any], CLIPTokenizer, dict[str, Any]]:
+    """Networks, tokenizer and scheduler config of the embedded model."""
     folder = EMBEDDED.folder
     parts = {
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder").double().eval(),
         "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").double().eval(),
         "vae": diffusers.AutoencoderKL.from_pretrained(folder / "vae").double().eval(),
     }
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    return parts, CLIPTokenizer.from_pretrained(folder / "tokenizer"), config
+
+
+def make_embedded() -> None:
+    """Write the golden file of the embedded model: torch's own noise, its own tokenizer."""
+    parts, tokenizer, config = open_embedded()
     size = parts["unet"].config.sample_size
     ids = tokenizer([EMBEDDED.prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    results = {"text_encoder": parts["text_encoder"](ids).last_hidden_state}
+    encoded = parts["text_encoder"](ids, output_hidden_states=True)
+    results = {
+        "text_encoder": encoded.last_hidden_state,
+        "text_encoder_skip": parts["text_encoder"].final_layer_norm(encoded.hidden_states[-2]),  # diffusers' clip_skip
+    }
     for sampler in EMBEDDED.samplers:
         # In float32, as a float64 generator draws other numbers.
         noise = torch.randn((1, 4, size, size), generator=torch.Generator().manual_seed(EMBEDDED.seed))
@@ -145,6 +183,38 @@ def make_embedded() -> None:
         ).images
     results["images"] = decode(parts["vae"], results[f"latents_{EMBEDDED.samplers[0]}"])
     save(EMBEDDED.path, results)
+
+
+def run_image_case(case: ImageCase, parts: dict[str, Any], tokenizer: Any, config: dict[str, Any]) -> torch.Tensor:
+    """Final latents of a picture made from a picture."""
+    height, width = case.size
+    painting = {"mask_image": case.mask(), "height": height, "width": width} if case.kind == "inpaint" else {}
+    randn = torch.randn
+
+    def float32_randn(*args: Any, dtype: torch.dtype, **kwargs: Any) -> torch.Tensor:
+        return randn(*args, **kwargs).to(dtype)  # a float64 generator draws other numbers
+
+    with mock.patch.object(torch, "randn", float32_randn):
+        return pipeline(parts, tokenizer, config, case.sampler, case.kind)(
+            list(case.prompts),
+            negative_prompt=[case.negative_prompt] * len(case.prompts),
+            image=case.image(),
+            strength=case.strength,
+            num_inference_steps=case.steps,
+            guidance_scale=case.guidance_scale,
+            generator=[torch.Generator().manual_seed(case.seed + i) for i in range(len(case.prompts))],
+            output_type="latent",
+            **painting,
+        ).images
+
+
+def make_img2img() -> None:
+    """Write the golden file of pictures from pictures."""
+    models = {"embedded": open_embedded()}
+    for model in (*CASES, INPAINTING_MODEL):
+        if any(case.model == model.name for case in IMAGE_CASES):
+            models[model.name] = networks(model), tokenizer_of(model), model.scheduler
+    save(IMAGES, {case.name: run_image_case(case, *models[case.model]) for case in IMAGE_CASES})
 
 
 def make_taesd() -> None:
@@ -187,7 +257,7 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # diffusers finds the models too small
     makers = {case.name: lambda case=case: make_case(case) for case in CASES}
-    makers |= {"embedded": make_embedded, "taesd": make_taesd, "tokenizer": make_tokenizer}
+    makers |= {"embedded": make_embedded, "img2img": make_img2img, "taesd": make_taesd, "tokenizer": make_tokenizer}
     for name in sys.argv[1:] or makers:
         makers[name]()
 
