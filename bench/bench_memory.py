@@ -8,6 +8,7 @@ second, which slows the run.
 
 import argparse
 import itertools
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", choices=["auto", "mmap", "packed"], default=["auto", "packed"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["f32"])
     parser.add_argument("--tiling", nargs="+", choices=["auto", "on", "off"], default=["auto"])
+    parser.add_argument(
+        "--options", default="", help="more options of sd-numba generate, such as '--hires 2 --steps 2'"
+    )
     arguments = parser.parse_args()
     columns = f"{'model':<24}{'pixels':>7}{'precision':>11}{'weights':>9}{'tiling':>8}"
     print(f"{columns}{'anonymous':>11}{'resident':>10}{'seconds':>9}")
@@ -58,7 +62,7 @@ def main() -> None:
                 sys.executable, "-m", "sd_numba", "generate", "a cat", "-m", str(model), "--steps", "1",
                 "--sampler", "euler", "-W", str(size), "-H", str(size), "--precision", precision,
                 "--weights", weights, "--vae-tiling", tiling,
-                "-o", f"{folder}/picture.png", "-s", "1", "--no-metadata",
+                "-o", f"{folder}/picture.png", "-s", "1", "--no-metadata", *shlex.split(arguments.options),
             ]  # fmt: skip
             most, seconds = peak_memory(command)
             print(
