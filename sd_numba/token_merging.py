@@ -7,7 +7,7 @@ arXiv:2210.09461). Afterwards each token gets what its group was given. Only sel
 does so: that is where most of the tokens are, and its cost grows with the square of their number.
 
 The choice is the same for all images of a call, above all for both halves of guidance, and for all its blocks; it is
-another one at each timestep, and follows from that and the size alone, so that a picture can be made again.
+another one at each timestep, and follows from that (rounded) and the size alone, so that a picture can be made again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TokenMerging:
     ratio : float
         The share of the tokens to save, from 0 to 0.75, as far as there are tokens that may be merged.
     seed : int
-        Chooses the destinations.
+        Chooses the destinations; at least 0.
     """
 
     ratio: float

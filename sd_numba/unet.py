@@ -287,9 +287,10 @@ class UNet:
             context = self.encode_context(context)
         if context.batch % len(x):
             raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample, or twice")
-        merging = TokenMerging(ratio, int(np.float32(np.ravel(timestep)[0]).view(np.uint32))) if ratio else None
         with kernels.reuse():
-            return self._predict(x, repeat(self._embed(timestep, len(x)), context.batch), context, cache, merging)
+            time = repeat(self._embed(timestep, len(x)), context.batch)
+            merging = TokenMerging(ratio, abs(round(float(np.ravel(timestep)[0])))) if ratio else None
+            return self._predict(x, time, context, cache, merging)
 
     def _predict(
         self, x: np.ndarray, time: np.ndarray, context: EncodedContext, cache: FeatureCache | None, merging: Merging

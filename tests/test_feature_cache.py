@@ -85,7 +85,7 @@ def test_intervals_that_are_none(interval):
 
 # ---- in pictures
 
-FEW = {"seed": 1, "num_inference_steps": 10, "scheduler": "euler"}
+FEW = {"seed": 1, "num_inference_steps": 10, "scheduler": "euler", "width": 64, "height": 64}
 
 
 def latents(pipe, **options):

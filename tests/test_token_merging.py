@@ -9,6 +9,7 @@ import kernels
 from sd_numba import StableDiffusionPipeline
 from sd_numba.errors import InputError
 from sd_numba.token_merging import CELL, TokenMerging, add_unmerged, check_ratio, merge, split_tokens
+from sd_numba.unet_transformer import Transformer
 from tests.golden.cases import CASES
 from tests.test_unet import unet
 
@@ -124,7 +125,46 @@ def test_any_size_and_number_of_threads(h, w):
             np.testing.assert_array_equal(alone[0], found[i])
     finally:
         kernels.set_threads(0)
-    assert np.abs(network(sample, 500, context, merge=0.5) - found).max() > 1e-4  # other destinations
+
+
+def test_destinations_follow_from_the_first_timestep_rounded(monkeypatch):
+    network, seeds, group = unet(SD1), [], TokenMerging.group
+
+    def spy(self, x, h, w):
+        seeds.append(self.seed)
+        return group(self, x, h, w)
+
+    monkeypatch.setattr(TokenMerging, "group", spy)
+    sample, context = np.zeros((2, 4, 8, 8), np.float32), np.repeat(SD1.context()[:1], 2, axis=0)
+    for timestep, seed in ((500, 500), (499.7, 500), (np.float32(0.3), 0), (np.array([7.0, 900.0]), 7), (-3.0, 3)):
+        network(sample, timestep, context, merge=0.5)
+        assert set(seeds) == {seed}
+        seeds.clear()
+    network(sample, 500, context, merge=0)
+    assert not seeds
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_only_the_finest_maps_with_attention_are_merged(case, monkeypatch):
+    """There are fewer and fewer tokens on the way down; whatever else has attention keeps all of its own."""
+    network, met, merged, group = unet(case), [], [], TokenMerging.group
+    call = Transformer.__call__
+
+    def see(self, x, context, merging):
+        met.append(x.shape[1:3])
+        return call(self, x, context, merging)
+
+    def spy(self, x, h, w):
+        merged.append((h, w))
+        return group(self, x, h, w)
+
+    monkeypatch.setattr(Transformer, "__call__", see)
+    monkeypatch.setattr(TokenMerging, "group", spy)
+    network(case.sample(), 500, case.context(), merge=0.5)
+    blocks = case.unet.get("transformer_layers_per_block", 1)
+    assert len(set(met)) > 1 and set(merged) == {max(met)}
+    if blocks == 1:
+        assert len(merged) == met.count(max(met))
 
 
 def test_in_a_picture():

@@ -126,10 +126,10 @@ def test_bad_shapes(sample, context, message):
         unet(SD1)(np.zeros(sample, np.float32), 1, np.zeros(context, np.float32))
 
 
-@pytest.mark.parametrize("timestep", [np.array([1, 2]), float("nan"), float("inf")])
+@pytest.mark.parametrize("timestep", [np.array([1, 2]), np.array([]), float("nan"), float("inf")])
 def test_bad_timestep(timestep):
     with pytest.raises(InputError, match="timestep"):
-        unet(SD1)(SD1.sample(), timestep, SD1.context())
+        unet(SD1)(SD1.sample(), timestep, SD1.context(), merge=0.5)
 
 
 @pytest.mark.parametrize(
