@@ -224,7 +224,9 @@ class StableDiffusionPipeline(CompatibleParts):
     ) -> tuple[np.ndarray, float]:
         """Run all steps; returns the last latents, and the seconds that the steps took."""
         self._interrupt = False
-        step, seconds = next(steps), 0.0
+        step, seconds = next(steps, None), 0.0
+        if step is None:
+            raise InputError("state: found that of the last step, expected one with steps to make; decode its latents")
         while True:
             latents, sent = step.latents, None
             seconds += step.seconds

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 from sd_numba import metadata, state
-from sd_numba.cli import main, watching
+from sd_numba.cli import canvas, main, making, watching
 from sd_numba.errors import InputError
 
 SMALL = ["--steps", "4", "-W", "64", "-H", "64", "-s", "1"]
@@ -83,6 +83,17 @@ def test_a_picture_from_a_picture(made, inputs):
     made("a red apple", "-i", "photo.png", *SMALL, "--strength", "0.25", "-o", "weak.png")
     weak = pixels("weak.png").astype(float)
     assert 0 < np.abs(weak - original).mean() < np.abs(strong - original).mean()
+
+
+def test_a_batch_opens_its_picture_once_for_planning_and_once_for_making(made, inputs, monkeypatch):
+    opened, read = [], canvas.open_picture
+    monkeypatch.setattr(canvas, "open_picture", lambda path: opened.append(path) or read(path))
+    made("a red apple", "-i", "photo.png", "--steps", "2", "-s", "1", "-b", "5")
+    assert opened == ["photo.png"] * 2
+    first = pixels("output-001.png")
+    Image.new("RGB", (64, 64)).save(inputs / "photo.png")
+    made("a red apple", "-i", "photo.png", "--steps", "2", "-s", "1", "-o", "other.png")
+    assert np.abs(pixels("other.png").astype(float) - first).mean() > 10  # not what is remembered of the file before
 
 
 def test_a_mask_keeps_every_pixel_that_is_black_in_it(made, inputs):
@@ -273,6 +284,28 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_pixels(made, run, inputs, 
         made("--resume", kept, "-t", "1")
     assert {name: (inputs / name).read_bytes() for name in names} == whole
     assert not list(inputs.glob("*.state")) and not list(inputs.glob(".*"))
+
+
+def test_a_run_that_is_stopped_again_before_its_first_step_keeps_what_there_is(made, run, tmp_path, monkeypatch):
+    arguments = ["a red apple", *SMALL, "-b", "2"]
+    made(*arguments)
+    whole = (tmp_path / "output-002.png").read_bytes()
+    with monkeypatch.context() as patched:
+        stop_after(patched, 7)  # of the second picture's, three
+        run(*arguments, "--overwrite")
+    kept = tmp_path / "output-001.png.state"
+
+    def press(*rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "watch", press)
+        result = run("--resume", kept)
+    assert result.exit_code == 130 and f"go on with: sd-numba generate --resume {kept}" in result.stderr
+    tree, about = state.load_state(kept)
+    assert (tree["call"], about["done"]) == (3, 1)
+    made("--resume", kept)
+    assert (tmp_path / "output-002.png").read_bytes() == whole
 
 
 def test_the_state_is_that_of_the_step_just_made(made, tmp_path, monkeypatch):

@@ -91,6 +91,13 @@ def test_every_sampler_goes_on_from_its_state(pipe, sampler):
     assert list(pipe.generate("a red apple", **options, state=whole[-1].state)) == []
 
 
+def test_there_is_nothing_to_go_on_with_after_the_last_step(pipe, steps):
+    with pytest.raises(InputError, match="state: found that of the last step, expected one with steps to make"):
+        pipe("a red apple", **FEW, state=steps[-1].state)
+    found = pipe("a red apple", output_type="latent", **FEW, state=steps[2].state).images
+    np.testing.assert_array_equal(found, steps[-1].latents)
+
+
 def test_a_state_is_no_view_of_the_run(pipe, steps):
     """What later steps do leaves it as it was."""
     run = pipe.generate("a red apple", **{**FEW, "scheduler": "dpm++2m-sde"})

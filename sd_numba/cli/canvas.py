@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -33,16 +34,6 @@ class Canvas:
         return paste_back(self.picture, painted, self.mask)
 
 
-@lru_cache(maxsize=4)
-def _picture(path: str) -> Image.Image:
-    return open_picture(path)
-
-
-@lru_cache(maxsize=4)
-def _mask(path: str) -> Image.Image:
-    return open_mask(path)
-
-
 def lay_out(recipe: Recipe, pipe: StableDiffusionPipeline) -> tuple[Recipe, Canvas]:
     """Open the pictures of a recipe; returns it with the size and the strength that it leaves open, too.
 
@@ -61,12 +52,40 @@ def lay_out(recipe: Recipe, pipe: StableDiffusionPipeline) -> tuple[Recipe, Canv
         width = width if recipe.width is None else recipe.width
         height = height if recipe.height is None else recipe.height
         return replace(recipe, width=width, height=height), Canvas()
-    picture = _picture(recipe.init_image)
-    mask = None if recipe.mask_image is None else _mask(recipe.mask_image).resize(picture.size)
-    sides = _expansion(recipe.expand, pipe.vae.factor)
-    height, width = _inner_size(recipe, picture, sides, pipe)
-    picture = _fitted(picture, height, width)
-    mask = None if mask is None else _fitted(mask, height, width)
+    files = recipe.init_image, recipe.mask_image
+    stamps = tuple(_stamp(path) for path in files if path is not None)
+    picture, mask = _fit(*files, stamps, recipe.expand, recipe.height, recipe.width, pipe.default_size, pipe.vae.factor)
+    strength = STRENGTH if recipe.strength is None else recipe.strength
+    return replace(recipe, width=picture.width, height=picture.height, strength=strength), Canvas(picture, mask)
+
+
+def _stamp(path: str) -> tuple[str, int, int] | None:
+    """Tell the versions of a file apart, so that what is remembered of one is not taken for another."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # opening it says what is wrong
+        return None
+    return os.path.abspath(path), found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _fit(
+    init_image: str,
+    mask_image: str | None,
+    stamps: tuple[object, ...],
+    expansion: tuple[int, ...] | None,
+    height: int | None,
+    width: int | None,
+    own: tuple[int, int],
+    factor: int,
+) -> tuple[Image.Image, Image.Image | None]:
+    """Open a picture and its mask, and bring them to the size to work at; the jobs of a batch share them."""
+    picture = open_picture(init_image)
+    mask = None if mask_image is None else open_mask(mask_image).resize(picture.size)
+    sides = _expansion(expansion, factor)
+    inner = _inner_size(height, width, picture, sides, own, factor)
+    picture = _fitted(picture, *inner)
+    mask = None if mask is None else _fitted(mask, *inner)
     if any(sides):
         picture, outside = expand(picture, None, *sides)
         if mask is not None:
@@ -74,8 +93,7 @@ def lay_out(recipe: Recipe, pipe: StableDiffusionPipeline) -> tuple[Recipe, Canv
             inside.paste(mask, sides[:2])
             outside = ImageChops.lighter(inside, outside)
         mask = outside
-    strength = STRENGTH if recipe.strength is None else recipe.strength
-    return replace(recipe, width=picture.width, height=picture.height, strength=strength), Canvas(picture, mask)
+    return picture, mask
 
 
 def _expansion(asked: Sequence[int] | None, factor: int) -> tuple[int, int, int, int]:
@@ -90,18 +108,20 @@ def _expansion(asked: Sequence[int] | None, factor: int) -> tuple[int, int, int,
 
 
 def _inner_size(
-    recipe: Recipe, picture: Image.Image, sides: tuple[int, int, int, int], pipe: StableDiffusionPipeline
+    height: int | None,
+    width: int | None,
+    picture: Image.Image,
+    sides: tuple[int, int, int, int],
+    own: tuple[int, int],
+    factor: int,
 ) -> tuple[int, int]:
     """Return height and width of the picture without what it is expanded by."""
     left, top, right, bottom = sides
-    own_height, own_width = pipe.default_size
-    height, width = fit_size(picture.height, picture.width, pipe.vae.factor, own_height * own_width)
-    if recipe.height is not None:
-        height = recipe.height - top - bottom
-    if recipe.width is not None:
-        width = recipe.width - left - right
-    check_side("height", height, pipe.vae.factor)
-    check_side("width", width, pipe.vae.factor)
+    fit_height, fit_width = fit_size(picture.height, picture.width, factor, own[0] * own[1])
+    height = fit_height if height is None else height - top - bottom
+    width = fit_width if width is None else width - left - right
+    check_side("height", height, factor)
+    check_side("width", width, factor)
     return height, width
 
 

@@ -58,10 +58,10 @@ def generate(context: click.Context, **options: Any) -> None:
     check_whole("preview-interval", options["preview_interval"], 1, MAX_INTERVAL)
     start = time.perf_counter()
     if options["resume"] is not None:
-        order, pipe, keeper, state = _kept(context, options["resume"])
+        order, pipe, keeper = _kept(context, options["resume"])
     else:
         order, pipe = _ordered(options)
-        path, state = Path(options["state"] or f"{order.sheet[0][0]}.state"), None
+        path = Path(options["state"] or f"{order.sheet[0][0]}.state")
         if path.exists():
             click.echo(
                 f"Note: {path} is there, of a run that was stopped; --resume {path} would go on with it", err=True
@@ -76,7 +76,7 @@ def generate(context: click.Context, **options: Any) -> None:
     pipe.prepare(order.settings["weights"])
     maker.stages["load"] += time.perf_counter() - start
     try:
-        maker.make(state)
+        maker.make()
     except (KeyboardInterrupt, SystemExit) as stop:
         if not keeper.keep():
             raise
@@ -91,8 +91,8 @@ def generate(context: click.Context, **options: Any) -> None:
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
 
 
-def _kept(context: click.Context, file: str) -> tuple[Order, StableDiffusionPipeline, Keeper, Mapping[str, Any] | None]:
-    """Read what a stopped run left: what to make, the model, how far it is, and the state of the picture."""
+def _kept(context: click.Context, file: str) -> tuple[Order, StableDiffusionPipeline, Keeper]:
+    """Read what a stopped run left: what to make, the model, and how far it is."""
     for name in context.params:
         if name not in HOW and context.get_parameter_source(name) not in {ParameterSource.DEFAULT, None}:
             raise InputError(f"--resume: found {name} beside it; the settings are those of the run that was stopped")
@@ -104,7 +104,7 @@ def _kept(context: click.Context, file: str) -> tuple[Order, StableDiffusionPipe
         check_files(order.jobs, pipe)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return order, pipe, Keeper(Path(file), order, about["done"], always=True), state
+    return order, pipe, Keeper(Path(file), order, about["done"], always=True, state=state)
 
 
 def _ordered(options: Mapping[str, Any]) -> tuple[Order, StableDiffusionPipeline]:

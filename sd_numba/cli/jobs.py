@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import resolve_seeds
+from ..arguments import check_whole, resolve_seeds
 from ..errors import InputError
 from ..infotext import recipe_from_parameters
 from ..metadata import files_hash, parse_parameters, read_parameters
@@ -81,8 +81,7 @@ def plan_jobs(
     InputError
         Too many, or a setting is wrong.
     """
-    if not 1 <= count <= MAX_BATCH:
-        raise InputError(f"batch-count: found {count}, expected a whole number from 1 to {MAX_BATCH}")
+    check_whole("batch-count", count, 1, MAX_BATCH)
     rows: list[dict[str, Any]] = [{}] if prompt is None else [{"prompt": prompt}]
     if prompt_file is not None:
         rows = read_prompt_file(prompt_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -66,8 +66,8 @@ class Maker:
         for job in {alike(job): job for job in jobs}.values():
             self.pipe.generate(**self._arguments([job]))  # checks its arguments, and waits to be asked for steps
 
-    def make(self, state: Mapping[str, Any] | None) -> None:
-        """Make the pictures, the first batch from a state of its steps on, and the contact sheet."""
+    def make(self) -> None:
+        """Make the pictures, the first batch from the state that the keeper has of it, and the contact sheet."""
         jobs = self.order.jobs[self.keeper.done :]
         todo = list(batches(jobs, self.order.settings["batch_size"]))
         for number, batch in enumerate(todo, 1):
@@ -75,8 +75,7 @@ class Maker:
             counting: Any = profiler.profile() if self.profiled else nullcontext({})
             label = "sampling" if len(todo) == 1 else f"sampling {number} of {len(todo)}"
             with kernels.reuse(), counting as rows:
-                images = self._draw(batch, state, label, len(todo) - number + 1)
-            state = None
+                images = self._draw(batch, label, len(todo) - number + 1)
             start = time.perf_counter()
             for job, image in zip(batch, images, strict=True):
                 save_png(job.path, image, None if self.order.settings["no_metadata"] else infotext(job.recipe))
@@ -88,9 +87,9 @@ class Maker:
         if self.order.settings["grid"]:
             self._save_sheet()
 
-    def _draw(self, batch: Sequence[Job], state: Mapping[str, Any] | None, label: str, runs: int) -> list[Image.Image]:
+    def _draw(self, batch: Sequence[Job], label: str, runs: int) -> list[Image.Image]:
         """Make the pictures of a batch, or go on with them; `runs` batches are left with this one."""
-        start = time.perf_counter()
+        start, state = time.perf_counter(), self.keeper.state
         recipe = batch[0].recipe
         self.pipe.vae_tiling = "on" if recipe.vae_tiling else "off"
         self.previews.screen.leave()

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
+from .. import recipe
 from ..parts import PRECISIONS, TILINGS, WEIGHT_POLICIES
 from ..preview import PREVIEWS
 from ..prompt import SYNTAXES
-from ..recipe import RNGS
 from ..samplers import SAMPLER_NAMES
 from .common import ANY_PATH, threads_option
 
-SPACINGS = ("normal", "karras", "exponential")
+SPACINGS = ("normal", *recipe.SPACINGS)
 RECIPE: dict[str, str] = {}  # option -> field of `sd_numba.recipe.Recipe`
 SAMPLERS = ", ".join(name for name in SAMPLER_NAMES if not name.endswith(SPACINGS))
 
@@ -114,7 +114,7 @@ OPTIONS: list[Callable[[Any], Any]] = [
         help="Noise that ddim adds: 0 none, 1 as much as ddpm.  [default: 0]",
     ),
     setting(
-        "--rng", "rng", field="rng", type=click.Choice(RNGS),
+        "--rng", "rng", field="rng", type=click.Choice(recipe.RNGS),
         help="Noise of a seed as torch makes it on the CPU (the default), or as AUTOMATIC1111 on a GPU.",
     ),
     setting(

@@ -91,11 +91,15 @@ def check_files(jobs: Sequence[Job], pipe: StableDiffusionPipeline) -> None:
         check_inputs(job.recipe)
 
 
+def _decoding_taesd(settings: Mapping[str, Any]) -> str | None:
+    """Return the tiny autoencoder that takes the place of the model's own."""
+    return None if settings["taesd_preview_only"] else settings["taesd"]
+
+
 def open_pipeline(settings: Mapping[str, Any], jobs: Sequence[Job]) -> StableDiffusionPipeline:
     """Open the model of an order, and the embeddings that its prompts name."""
-    taesd = None if settings["taesd_preview_only"] else settings["taesd"]
     pipe = StableDiffusionPipeline.open(
-        settings["model"], precision=settings["precision"], vae=settings["vae"], taesd=taesd
+        settings["model"], precision=settings["precision"], vae=settings["vae"], taesd=_decoding_taesd(settings)
     )
     pipe.vae_tiling = settings["vae_tiling"]
     texts = {text for job in jobs for text in (job.recipe.prompt, job.recipe.negative_prompt)}
@@ -131,7 +135,7 @@ def complete(
     steps, scale, hires_strength = recipe.num_inference_steps, recipe.guidance_scale, recipe.hires_strength
     if recipe.hires_scale is not None and hires_strength is None:
         hires_strength = HIRES_STRENGTH
-    taesd = settings["taesd"] if not settings["taesd_preview_only"] else None
+    taesd = _decoding_taesd(settings)
     larger = check_number("hires_scale", recipe.hires_scale, 1, MAX_SCALE, 1)
     sides = (int((side or 0) * larger / pipe.vae.factor) for side in (recipe.height, recipe.width))
     embeddings = named_embeddings(settings["embedding_dir"], (prompt, recipe.negative_prompt))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,19 @@ class Keeper:
         Pictures of it that are made already.
     always : bool
         Whether it is kept from the first step on, however short the run is.
+    state : mapping, optional
+        That of the picture after these, as it is in the file.
     """
 
-    def __init__(self, path: Path, order: Order, done: int = 0, always: bool = False) -> None:
-        self.path, self.order, self.done, self.active = path, order, done, always
-        self.step: Any = None
+    def __init__(
+        self, path: Path, order: Order, done: int = 0, always: bool = False, state: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.order, self.done, self.active, self.state = path, order, done, always, state
         self.takes = self.written = 0.0
 
     def see(self, step: Step, expected: float) -> None:
         """Take note of a finished step of a run that is expected to take so many seconds."""
-        self.step = step.state
+        self.state = step.state
         waits = self.takes > BUSY and time.perf_counter() - self.written < SHARE * self.takes
         if (self.active or expected > LONG) and not waits:
             self._write_or_say()
@@ -54,7 +58,7 @@ class Keeper:
     def finish(self, count: int) -> None:
         """Take note of so many pictures that are in their files."""
         self.done += count
-        self.step = None
+        self.state = None
         if self.active:
             self._write_or_say()
 
@@ -75,13 +79,17 @@ class Keeper:
             The file cannot be written.
         """
         start = time.perf_counter()
-        save_state(self.path, self.step, {**self.order.to_json(), "done": self.done})
+        save_state(self.path, self.state, {**self._about, "done": self.done})
         self.written = time.perf_counter()
         self.takes, self.active = self.written - start, True
 
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return self.order.to_json()
+
     def keep(self) -> bool:
         """Write the state if there is anything to keep; returns whether there is."""
-        if self.step is None and not self.done:
+        if self.state is None and not self.done:
             return False
         self.write()
         return True
