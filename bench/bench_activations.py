@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import kernels
 from bench.common import compare, normal, on_torch
+from sd_numba import kernels
 
 
 def torch_geglu(F, x):

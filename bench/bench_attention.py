@@ -2,8 +2,8 @@
 
 import pytest
 
-import kernels
 from bench.common import compare, normal, on_torch
+from sd_numba import kernels
 
 UNET = [(4096, 40), (1024, 80), (256, 160), (64, 160)]  # tokens, width of a head
 CASES = {

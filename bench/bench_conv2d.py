@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import kernels
 from bench.common import compare, normal, on_torch
+from sd_numba import kernels
 
 
 def compare_conv2d(benchmark, n, size, c_in, c_out, stride=1, upsample=False, algorithm="auto", precision="f32"):

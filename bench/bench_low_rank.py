@@ -6,8 +6,8 @@ Rates count the operations of the layer without its update, so that they compare
 
 import pytest
 
-import kernels
 from bench.common import compare, normal, on_torch
+from sd_numba import kernels
 
 RANKS = (32, 64)
 LINEAR = [(8192, 320, 320), (2048, 640, 640), (512, 1280, 1280), (128, 1280, 1280), (154, 320, 768)]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sd_numba.layers import PRECISIONS
+from sd_numba.networks.layers import PRECISIONS
 
 FIELDS = ("Anonymous", "Rss")
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-import kernels
-from kernels.peak import measure_peak
-from sd_numba import StableDiffusionPipeline
-from sd_numba.parts import PRODUCTS
-from sd_numba.profiler import profile, table
+from sd_numba import StableDiffusionPipeline, kernels
+from sd_numba.generation.model import PRODUCTS
+from sd_numba.kernels.machine.peak import measure_peak
+from sd_numba.tools.profile import profile, table
 
 
 def held(field: str) -> float:

@@ -5,8 +5,8 @@ Rates count the operations of the direct algorithm, hence shares of the peak abo
 
 import pytest
 
-import kernels
 from bench.bench_conv2d import compare_conv2d
+from sd_numba import kernels
 
 CASES = [
     (2, 64, 320, 320),

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
 
-import kernels
-from kernels.peak import measure_peak
+from sd_numba import kernels
+from sd_numba.kernels.machine.peak import measure_peak
 
 # Now, because Numba must not start its threads first: torch would then share Numba's OpenMP, in which Numba allows
 # threads to start threads, and torch's attention would take 20 times as long.

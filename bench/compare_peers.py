@@ -222,7 +222,7 @@ Resident memory counts what is mapped from files, and what loading took.
 
 
 def main() -> None:
-    from sd_numba.layers import PRECISIONS  # noqa: PLC0415 - not in the contestants' processes, which import this file
+    from sd_numba.networks.layers import PRECISIONS  # noqa: PLC0415 - not in the contestants' processes, which import this file
 
     parser = argparse.ArgumentParser(description="Compare our networks with PyTorch's and OpenVINO's.")
     parser.add_argument("folder", type=Path, help="a model in diffusers layout")

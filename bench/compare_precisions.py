@@ -29,11 +29,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import kernels
 from bench.quality import psnr
 from bench.results import RESULTS, circumstances, command, write
-from sd_numba import StableDiffusionPipeline
-from sd_numba.model import embedded_model_path
+from sd_numba import StableDiffusionPipeline, kernels
+from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.pipeline import to_pil
 
 LEAST_PSNR = {"bf16": 35.0, "int8": 28.0}  # dB, of the median over the prompts

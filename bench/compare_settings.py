@@ -14,9 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-import kernels
-from sd_numba import StableDiffusionPipeline
-from sd_numba.vae import Vae
+from sd_numba import StableDiffusionPipeline, kernels
+from sd_numba.networks.vae import Vae
 
 
 def open_setting(setting: str) -> StableDiffusionPipeline:

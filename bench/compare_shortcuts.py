@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-import kernels
 from bench.quality import psnr, ssim
 from bench.results import RESULTS, circumstances, command, write
-from sd_numba import StableDiffusionPipeline
-from sd_numba.model import embedded_model_path
+from sd_numba import StableDiffusionPipeline, kernels
+from sd_numba.checkpoints.opening import embedded_model_path
 
 SHORTCUTS: dict[str, dict[str, Any]] = {
     "--cfg-interval 0,0.8": {"cfg_interval": (0, 0.8)},

@@ -1,4 +1,4 @@
-"""Fit the colours of `sd_numba.preview` to a model: ``python -m bench.fit_preview [MODEL] [--count 72]``.
+"""Fit the colours of `sd_numba.pictures.preview` to a model: ``python -m bench.fit_preview [MODEL] [--count 72]``.
 
 MODEL, by default the embedded one, draws prompts of the embedded model's list. Decoded pictures, averaged over the
 pixels of each latent pixel, are fitted by least squares as a linear function of the latents, smoothed as previews are.
@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 
 from sd_numba import StableDiffusionPipeline
-from sd_numba.model import embedded_model_path
-from sd_numba.preview import smooth
+from sd_numba.checkpoints.opening import embedded_model_path
+from sd_numba.pictures.preview import smooth
 
 
 def draw(pipe: StableDiffusionPipeline, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from sd_numba import StableDiffusionPipeline
-from sd_numba.model import embedded_model_path
+from sd_numba.checkpoints.opening import embedded_model_path
 
 
 def main() -> None:

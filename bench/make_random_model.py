@@ -193,10 +193,10 @@ def write_safetensors(path: Path, names: dict[str, tuple[str, Shape]], dtype: st
 def network_shapes(component: str, config: Config) -> dict[str, Shape]:
     """Name -> shape of every tensor that our network of this config takes."""
     # Imported here, since the golden script uses the rest of this module where Numba is not installed.
-    from sd_numba.text_encoder import TextEncoder, TextEncoderConfig  # noqa: PLC0415
-    from sd_numba.unet import UNet, UNetConfig  # noqa: PLC0415
-    from sd_numba.vae import Vae, VaeConfig  # noqa: PLC0415
-    from sd_numba.weights import ShapeRecorder  # noqa: PLC0415
+    from sd_numba.checkpoints.weights import ShapeRecorder  # noqa: PLC0415
+    from sd_numba.networks.clip import TextEncoder, TextEncoderConfig  # noqa: PLC0415
+    from sd_numba.networks.unet import UNet, UNetConfig  # noqa: PLC0415
+    from sd_numba.networks.vae import Vae, VaeConfig  # noqa: PLC0415
 
     recorder: Any = ShapeRecorder()
     if component == "text_encoder":
@@ -260,7 +260,7 @@ def write_tokenizer(folder: Path, size: int, pad_token: str = SPECIAL_TOKENS[1])
     As in CLIP: 256 bytes, 256 bytes that end a word, the merges, start, end.
     """
     if size == CLIP_SIZE:
-        from sd_numba.tokenizer import Tokenizer  # noqa: PLC0415
+        from sd_numba.prompts.tokenizer import Tokenizer  # noqa: PLC0415
 
         Tokenizer.clip(pad_token).save(folder)
         return

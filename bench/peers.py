@@ -77,9 +77,8 @@ class Ours:
     """This project. What depends on the text alone is computed once a prompt, as the pipeline does."""
 
     def __init__(self, job: Job, precision: str) -> None:
-        import kernels
-        import kernels.peak  # registers its kernel, which is to be compiled with the others
-        from sd_numba import StableDiffusionPipeline
+
+        from sd_numba import StableDiffusionPipeline, kernels
 
         kernels.set_threads(job.threads)
         self.memory = kernels.reuse()  # for as long as the process lives, as the others keep theirs
@@ -314,11 +313,11 @@ def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
 def answer(call: Callable[[], np.ndarray], name: str, command: str) -> Reply:
     """Do what a command says: "first" call, next "call", or measure the machine's "peak" (GFLOP/s)."""
     if command == "peak":
-        from kernels.peak import measure_peak
+        from sd_numba.kernels.machine.peak import measure_peak
 
         return Reply(0.0, gflop=measure_peak())
     if command == "first" and name.startswith("ours"):
-        from sd_numba.profiler import profile
+        from sd_numba.tools.profile import profile
 
         with profile() as rows:
             output = call()

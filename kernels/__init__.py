@@ -6,18 +6,30 @@ none. In place of one, kernels take what `quantize`, `add_low_rank`, `pack_linea
 function takes ``out=``, and those that multiply take ``precision=``, one of `precisions`.
 """
 
-from kernels.activations import geglu, gelu, gelu_tanh, quick_gelu, silu
-from kernels.arrays import float8_e4m3, float8_e5m2, narrow, widen
-from kernels.attention import attention
-from kernels.conv2d import conv2d, pack_conv2d
-from kernels.gemm import linear, matmul, pack_linear
-from kernels.isa import precisions
-from kernels.jit import set_threads, threads, warmup
-from kernels.low_rank import add_low_rank, merge
-from kernels.memory import reuse, trim
-from kernels.norm import group_norm, group_statistics, layer_norm
-from kernels.packing import AdaptedWeight, PackedWeight, StoredWeight
-from kernels.quantize import QuantizedWeight, quantize
+import sys
+
+if __name__ == "kernels":
+    # Imported by its folder's name, from a checkout. The package is sd_numba.kernels: hand out that one and its
+    # modules, so that there is one copy of each.
+    from importlib import import_module
+
+    for name in ("sd_numba.kernels.machine.peak", "sd_numba.kernels"):
+        import_module(name)
+    for name in [name for name in sys.modules if name.startswith("sd_numba.kernels")]:
+        sys.modules[name.removeprefix("sd_numba.")] = sys.modules[name]
+
+from .activations import geglu, gelu, gelu_tanh, quick_gelu, silu
+from .attention import attention
+from .conv2d import conv2d, pack_conv2d
+from .dtypes import float8_e4m3, float8_e5m2, narrow, widen
+from .gemm import linear, matmul, pack_linear
+from .low_rank import add_low_rank, merge
+from .machine.isa import precisions
+from .machine.jit import set_threads, threads, warmup
+from .machine.memory import reuse, trim
+from .norm import group_norm, group_statistics, layer_norm
+from .products.packing import AdaptedWeight, PackedWeight, StoredWeight
+from .quantize import QuantizedWeight, quantize
 
 __all__ = [
     "AdaptedWeight",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, prange
 
-from kernels.arrays import address, check_array, output
-from kernels.emit import EXP2_COEFFICIENTS
-from kernels.jit import inline_fast, kernel
-from kernels.simd import float_pointer
+from .checks import address, check_array, output
+from .machine.emit import EXP2_COEFFICIENTS
+from .machine.jit import inline_fast, kernel
+from .machine.simd import float_pointer
 
 _C0, _C1, _C2, _C3, _C4, _C5 = EXP2_COEFFICIENTS
 _LOG2_E = np.float32(np.log2(np.e))

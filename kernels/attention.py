@@ -8,8 +8,8 @@ Everything is transposed: a panel of ``WIDTH`` queries lies along the vector lan
 
     scores (keys, queries) = k (keys, d) @ q^T (d, queries)        out^T (d, queries) += v^T (d, keys) @ weights
 
-are products of rows of k, and of columns of v, with panels (`kernels.product`): keys and values are read where they
-are, unpacked; the softmax runs down the panel without a sum across lanes; and no size but the last few queries is
+are products of rows of k, and of columns of v, with panels (`products.microkernel`): keys and values are read where
+they are, unpacked; the softmax runs down the panel without a sum across lanes; and no size but the last few queries is
 padded, be it 77 keys or heads of 40 channels.
 
 The peak that is subtracted from a query's scores need not be their maximum: any number not far below serves. So a block
@@ -25,15 +25,13 @@ from functools import lru_cache
 import numpy as np
 from numba import carray, prange
 
-from kernels import isa
-from kernels.arrays import address, check_array, output
-from kernels.emit import BFLOAT16, FLOAT32, LANES
-from kernels.jit import inline, inline_exact, kernel, threads
-from kernels.memory import scratch
-from kernels.packing import check_precision, pack_columns, pack_pairs
-from kernels.product import SIX, STRIDE, VECTORS, WIDTH, product_pairs, product_rows
-from kernels.simd import choose, exp2, float_pointer, highest, load, maximum, next_task, pair, splat, store
-from kernels.tiles import (
+from .checks import address, check_array, output
+from .machine import isa
+from .machine.emit import BFLOAT16, FLOAT32, LANES
+from .machine.jit import inline, inline_exact, kernel, threads
+from .machine.memory import scratch
+from .machine.simd import choose, exp2, float_pointer, highest, load, maximum, next_task, pair, splat, store
+from .machine.tiles import (
     load_transposed,
     row_addresses,
     tile_dot_bf16,
@@ -44,7 +42,9 @@ from kernels.tiles import (
     tile_weights,
     tile_zero,
 )
-from kernels.words import as_pairs, as_transposed_pairs
+from .products.microkernel import SIX, STRIDE, VECTORS, WIDTH, product_pairs, product_rows
+from .products.operands import as_pairs, as_transposed_pairs
+from .products.packing import check_precision, pack_columns, pack_pairs
 
 _HUGE = np.float32(2.0**24)  # the sum of a block's weights from which on the peak moves
 _PANELS = 2  # panels of queries of a task, at most: they share the keys and values that they bring into the cache

@@ -10,13 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from kernels import winograd
-from kernels.arrays import check_array, check_shape
-from kernels.driver import Geometry, multiply
-from kernels.gemm import linear, result
-from kernels.low_rank import is_apart
-from kernels.packing import PackedWeight, StoredWeight, Weight, check_precision, check_stored, pack
-from kernels.quantize import QuantizedWeight
+from . import winograd
+from .checks import check_array, check_shape
+from .gemm import linear, result
+from .low_rank import is_apart
+from .products.driver import Geometry, multiply
+from .products.packing import PackedWeight, StoredWeight, Weight, check_precision, check_stored, pack
+from .quantize import QuantizedWeight
 
 ALGORITHMS = ("auto", "direct", "winograd", *winograd.FORMS)
 

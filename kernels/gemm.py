@@ -1,4 +1,4 @@
-"""Matrix products: linear layers, in any precision, and plain products. `kernels.driver` does the work."""
+"""Matrix products: linear layers, in any precision, and plain products. `products.driver` does the work."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import math
 
 import numpy as np
 
-from kernels.activations import FUNCTIONS
-from kernels.arrays import (
-    check_array,
-    check_parts,
-    check_shape,
-    output,
-)
-from kernels.driver import Geometry, multiply
-from kernels.packing import (
+from .activations import FUNCTIONS
+from .checks import check_array, check_parts, check_shape, output
+from .products.driver import Geometry, multiply
+from .products.packing import (
     GROUPS,
     AdaptedWeight,
     PackedWeight,
@@ -26,7 +21,7 @@ from kernels.packing import (
     pack,
     pack_transposed,
 )
-from kernels.quantize import QuantizedWeight
+from .quantize import QuantizedWeight
 
 _MOST_BYTES = (1 << 31) // (127 * 128)  # columns of int8 products, whose sums must fit int32
 

@@ -1,9 +1,10 @@
 """Low-rank updates of weights (LoRA): ``w + scale * up @ down``, never made as a whole.
 
 The stored weight stays where it is, in a memory-mapped file for one. Kernels pack panels of it as they need them and
-add the update to the packed panel (`kernels.packing`): for a rank of 64 and a panel that meets 2048 rows, 3% more work.
-To the convolution of a small image that would be much: it convolves the image with `down`, multiplies that by `up` and
-adds it to the result. A weight that is packed beforehand holds the update and costs a linear layer nothing more.
+add the update to the packed panel (`products.packing`): for a rank of 64 and a panel that meets 2048 rows, 3% more
+work. To the convolution of a small image that would be much: it convolves the image with `down`, multiplies that by
+`up` and adds it to the result. A weight that is packed beforehand holds the update and costs a linear layer nothing
+more.
 
 After Hu et al., "LoRA: Low-rank adaptation of large language models" (2021), arXiv:2106.09685.
 """
@@ -15,12 +16,13 @@ from typing import TypeGuard
 
 import numpy as np
 
-from kernels import winograd
-from kernels.arrays import check_weight, widen
-from kernels.driver import Geometry
-from kernels.gemm import linear
-from kernels.packing import AdaptedWeight, StoredWeight, array_of, check_stored, pack
-from kernels.quantize import QuantizedWeight
+from . import winograd
+from .checks import check_weight
+from .dtypes import widen
+from .gemm import linear
+from .products.driver import Geometry
+from .products.packing import AdaptedWeight, StoredWeight, array_of, check_stored, pack
+from .quantize import QuantizedWeight
 
 # Cost of a multiplication of an update that is kept apart, in those of one that is merged: 1.7, as measured, for each
 # of the two images that guidance makes.

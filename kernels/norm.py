@@ -12,10 +12,10 @@ import math
 import numpy as np
 from numba import carray, prange
 
-from kernels.activations import copy_row, silu_scalar
-from kernels.arrays import address, check_array, check_parts, check_shape, output
-from kernels.jit import inline, kernel
-from kernels.simd import double_pointer, float_pointer
+from .activations import copy_row, silu_scalar
+from .checks import address, check_array, check_parts, check_shape, output
+from .machine.jit import inline, kernel
+from .machine.simd import double_pointer, float_pointer
 
 _BLOCKS = 16  # blocks of pixels of an image, at most
 _RUN = 64  # pixels that are summed in float32 before they go into a float64 sum

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels.arrays import check_shape, check_values, check_weight, widen
-from kernels.memory import aligned
-from kernels.product import WIDTH
+from .checks import check_shape, check_values, check_weight
+from .dtypes import widen
+from .machine.memory import aligned
+from .products.microkernel import WIDTH
 
 LARGEST = 127
 _BLOCK = 1 << 20  # values that are looked at in one go

@@ -1,6 +1,15 @@
 """Stable Diffusion text-to-image on ordinary CPUs."""
 
-from .compatible import (
+from ._version import __version__
+from .diffusers_api.pipelines import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+)
+from .diffusers_api.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -13,19 +22,9 @@ from .compatible import (
     UniPCMultistepScheduler,
 )
 from .errors import DownloadError, InputError, ModelError, SdNumbaError
-from .generator import Generator
+from .generation.loop import Step
 from .pipeline import PipelineOutput, StableDiffusionPipeline
-from .sampling import Step
-from .tasks import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-    DiffusionPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-)
-
-__version__ = "0.1.0"
+from .samplers.generators import Generator
 
 __all__ = [
     "AutoPipelineForImage2Image",

@@ -15,16 +15,15 @@ from typing import Any, ClassVar, Literal, overload
 import numpy as np
 from PIL import Image
 
-import kernels
-
-from .arguments import check_choice, check_prompts, check_whole, resolve_seeds
-from .compatible import CompatibleParts, Scheduler, check_opening, without_idle
+from . import kernels
+from .checkpoints.opening import open_model
+from .checks import check_choice, check_prompts, check_whole, resolve_seeds
+from .diffusers_api.schedulers import CompatibleParts, Scheduler, check_opening, without_idle
 from .errors import InputError
-from .generator import noise_of
-from .model import open_model
-from .parts import PRECISIONS, TILINGS, WEIGHT_POLICIES
-from .request import check_request
-from .sampling import Step, sample
+from .generation.loop import Step, sample
+from .generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES
+from .generation.request import check_request
+from .samplers.generators import noise_of
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 MAX_PICTURES = 1000  # of a prompt in one call
@@ -48,7 +47,7 @@ class PipelineOutput:
 class StableDiffusionPipeline(CompatibleParts):
     """Text to image, image to image and inpainting with a model of the Stable Diffusion 1.x and 2.x families.
 
-    `from_pretrained` opens one; its attributes are those of `sd_numba.parts.ModelParts`.
+    `from_pretrained` opens one; its attributes are those of `sd_numba.generation.model.ModelParts`.
 
     Examples
     --------
@@ -93,13 +92,14 @@ class StableDiffusionPipeline(CompatibleParts):
         vae : path, optional
             File or folder of another autoencoder, instead of the model's own.
         taesd : path, optional
-            File or folder of a tiny autoencoder that takes the place of either, as for `sd_numba.taesd.open_taesd`.
+            File or folder of a tiny autoencoder that takes the place of either, as for
+            `sd_numba.checkpoints.opening.open_taesd`.
         vae_tiling : {"auto", "on", "off"}
             The attribute of that name.
         scheduler : Scheduler, optional
             What to sample with by default, instead of the model's own.
         **idle
-            Other arguments of diffusers, which have no effect: `sd_numba.compatible.IDLE_OPENING`.
+            Other arguments of diffusers, which have no effect: `sd_numba.diffusers_api.schedulers.IDLE_OPENING`.
 
         Raises
         ------
@@ -174,7 +174,8 @@ class StableDiffusionPipeline(CompatibleParts):
             Called after each call of the network as ``callback(pipe, index, timestep, {"latents": latents})``; if it
             returns a mapping, its ``latents`` are gone on with. If it sets ``pipe._interrupt``, the run ends.
         **options
-            Those of `generate`; those of diffusers in `sd_numba.compatible.IDLE_CALL`, as long as they change nothing.
+            Those of `generate`; those of diffusers in `sd_numba.diffusers_api.schedulers.IDLE_CALL`, as long as they
+            change nothing.
 
         Returns
         -------

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from .errors import InputError
-from .picture_files import open_picture, to_rgb
+from .pictures.files import open_picture, to_rgb
 
 
 def load_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:

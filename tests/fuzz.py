@@ -23,16 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sd_numba.check import check_model
-from sd_numba.convert import convert
-from sd_numba.describe import describe
-from sd_numba.embedding import read_embedding
+from sd_numba.checkpoints.embedding import read_embedding
+from sd_numba.checkpoints.lora import Modules, read_lora
+from sd_numba.checkpoints.names import unet_names
+from sd_numba.checkpoints.opening import open_model, open_taesd, open_vae
 from sd_numba.errors import SdNumbaError
-from sd_numba.headers import read_header, read_metadata
-from sd_numba.lora import Modules, read_lora
-from sd_numba.model import open_model, open_vae
-from sd_numba.single_file import unet_names
-from sd_numba.taesd import open_taesd
+from sd_numba.files.safetensors import read_header, read_metadata
+from sd_numba.tools.check import check_model
+from sd_numba.tools.convert import convert
+from sd_numba.tools.info import describe
 
 SECONDS, WAIT = 2.0, 60.0  # of computing, and in all, that one case may take
 MEMORY = 100_000  # KB that a long run may add, mostly of modules that are imported on the way

@@ -3,7 +3,7 @@
 Every function computes in float64 and returns float32, so that what differs from a kernel is the kernel's rounding.
 Nothing is validated beyond what NumPy itself refuses. Weights may be stored in any dtype that the kernels take.
 The module has the names and signatures of ``kernels``, so a whole network runs on it in place of the kernels:
-``sys.modules["kernels"] = tests.reference`` before ``sd_numba`` is imported.
+``sys.modules["sd_numba.kernels"] = tests.reference`` before ``sd_numba`` is imported.
 """
 
 import math

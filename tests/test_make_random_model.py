@@ -17,7 +17,7 @@ from bench.make_random_model import (
     write_model,
     write_safetensors,
 )
-from sd_numba.weights import Weights
+from sd_numba.checkpoints.weights import Weights
 from tests.golden.cases import CASES
 
 SD1 = CASES[0]

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kernels
-from sd_numba import InputError, ModelError, StableDiffusionPipeline
-from sd_numba.arguments import resolve_seeds
-from sd_numba.model import embedded_model_path
+from sd_numba import InputError, ModelError, StableDiffusionPipeline, kernels
+from sd_numba.checkpoints.opening import embedded_model_path
+from sd_numba.checks import resolve_seeds
 
 PROMPT = "a red apple on a blue background"
 FEW = {"num_inference_steps": 3, "width": 64, "height": 64}
@@ -182,7 +181,7 @@ def test_wrong_prompts(pipe, prompt):
 
 
 def test_a_size_beyond_memory_is_refused(pipe, monkeypatch):
-    monkeypatch.setattr("sd_numba.arguments.available_memory", lambda: 10_000_000)
+    monkeypatch.setattr("sd_numba.checks.available_memory", lambda: 10_000_000)
     with pytest.raises(InputError, match="choose a smaller one"):
         pipe("a fox")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd_numba.tokenizer import Tokenizer
+from sd_numba.prompts.tokenizer import Tokenizer
 
 from .art import Art, Concept
 from .compose import to_rows

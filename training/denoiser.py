@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional
 from transformers import CLIPTextModel
 
-from sd_numba.schedule import NoiseSchedule
-from sd_numba.tokenizer import Tokenizer
+from sd_numba.prompts.tokenizer import Tokenizer
+from sd_numba.samplers.schedule import NoiseSchedule
 
 from .art import Art
 from .autoencoder import encode

@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from sd_numba.tokenizer import CLIP_LENGTH, SPECIAL_TOKENS, build_backend, vocabulary, write_tokenizer
+from sd_numba.prompts.tokenizer import CLIP_LENGTH, SPECIAL_TOKENS, build_backend, vocabulary, write_tokenizer
 
 from .art import Art, Concept
 from .options import add_inputs

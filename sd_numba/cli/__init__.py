@@ -5,11 +5,11 @@ import warnings
 
 import click
 
-from .. import __version__
+from .._version import __version__
 from .common import Group
-from .diagnostics import clip_test, diffusion_test, noise_test, warmup
-from .files import convert, download, info, test
+from .diagnose import clip_test, diffusion_test, noise_test, warmup
 from .generate import generate
+from .models import convert, download, info, test
 
 __all__ = ["main"]
 

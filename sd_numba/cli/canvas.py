@@ -9,12 +9,12 @@ from functools import lru_cache
 
 from PIL import Image, ImageChops
 
-from ..arguments import check_side
+from ..checks import check_side
 from ..errors import InputError
-from ..images import cover, expand, fit_size, paste_back
-from ..picture_files import open_mask, open_picture
+from ..pictures.arrays import cover, expand, fit_size, paste_back
+from ..pictures.files import open_mask, open_picture
 from ..pipeline import StableDiffusionPipeline
-from ..recipe import Recipe
+from ..recipes.recipe import Recipe
 
 STRENGTH = 0.75  # where none is given, as in stable-diffusion.cpp
 MAX_EXPANSION = 4096  # pixels on a side

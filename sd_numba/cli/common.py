@@ -14,8 +14,7 @@ from typing import Any
 
 import click
 
-import kernels
-
+from .. import kernels
 from ..errors import SdNumbaError
 
 EXAMPLE = 'sd-numba generate "a red apple on a blue background"'

@@ -12,25 +12,24 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-import kernels
-
-from ..arguments import check_whole
+from .. import kernels
+from ..checkpoints.opening import open_taesd
+from ..checks import check_whole
 from ..errors import InputError
-from ..metadata import check_output, read_parameters
-from ..parts import PRODUCTS
+from ..generation.model import PRODUCTS
+from ..generation.state import load_state
+from ..pictures.preview import Previewer
 from ..pipeline import StableDiffusionPipeline
-from ..preview import Previewer
-from ..recipe import Recipe
+from ..recipes.png import check_output, read_parameters
+from ..recipes.recipe import Recipe
 from ..samplers import canonical_sampler_name
-from ..state import load_state
-from ..taesd import open_taesd
 from .common import EXAMPLE, warm_up
 from .jobs import Job, plan_jobs, settings_of_file, skipped_layers
-from .making import Maker
 from .options import RECIPE, generate_options
-from .orders import KEPT, Order, check_files, complete, find_model, infotext, open_pipeline
+from .plan import KEPT, Order, check_files, complete, find_model, infotext, open_pipeline
+from .progress import Keeper, Previews
+from .run import Maker
 from .terminal import Screen
-from .watching import Keeper, Previews
 
 NO_PROMPT = f"""found no prompt; say what to draw, for example:
 

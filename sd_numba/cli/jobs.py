@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_whole, resolve_seeds
+from ..checks import check_whole, resolve_seeds
 from ..errors import InputError
-from ..infotext import recipe_from_parameters
-from ..metadata import files_hash, parse_parameters, read_parameters
-from ..prompt import expand_variants
-from ..prompt_file import read_prompt_file
-from ..recipe import Recipe
+from ..files.hashes import files_hash
+from ..prompts.encoding import expand_variants
+from ..recipes.a1111 import parse_parameters
+from ..recipes.infotext import recipe_from_parameters
+from ..recipes.png import read_parameters
+from ..recipes.prompt_file import read_prompt_file
+from ..recipes.recipe import Recipe
 
 MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
 

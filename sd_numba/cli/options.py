@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from .. import recipe
-from ..parts import PRECISIONS, TILINGS, WEIGHT_POLICIES
-from ..preview import PREVIEWS
-from ..prompt import SYNTAXES
+from ..generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES
+from ..pictures.preview import PREVIEWS
+from ..prompts.encoding import SYNTAXES
+from ..recipes import recipe
 from ..samplers import SAMPLER_NAMES
 from .common import ANY_PATH, threads_option
 
 SPACINGS = ("normal", *recipe.SPACINGS)
-RECIPE: dict[str, str] = {}  # option -> field of `sd_numba.recipe.Recipe`
+RECIPE: dict[str, str] = {}  # option -> field of `sd_numba.recipes.recipe.Recipe`
 SAMPLERS = ", ".join(name for name in SAMPLER_NAMES if not name.endswith(SPACINGS))
 
 

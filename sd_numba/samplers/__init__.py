@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sd_numba.config import ConfigReader
-from sd_numba.errors import InputError
-from sd_numba.samplers.base import Plan, Sampler
-from sd_numba.samplers.ddpm import DDIM, DDPM
-from sd_numba.samplers.dpm import DPMSolverPP, DPMSolverPPSDE, UniPC
-from sd_numba.samplers.euler import LMS, Euler, EulerAncestral, Heun
-from sd_numba.samplers.lcm import LCM
-from sd_numba.samplers.pndm import PNDM
+from ..config import ConfigReader
+from ..errors import InputError
+from .base import Plan, Sampler
+from .ddpm import DDIM, DDPM
+from .dpm import DPMSolverPP, DPMSolverPPSDE, UniPC
+from .euler import LMS, Euler, EulerAncestral, Heun
+from .lcm import LCM
+from .pndm import PNDM
 
 __all__ = [
     "DISPLAY_NAMES",

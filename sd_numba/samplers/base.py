@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.config import ConfigReader
-from sd_numba.errors import InputError
-from sd_numba.schedule import PREDICTION_TYPES, NoiseSchedule
+from ..config import ConfigReader
+from ..errors import InputError
+from .schedule import PREDICTION_TYPES, NoiseSchedule
 
 Normal = Callable[[], np.ndarray]
 SPACINGS = ("leading", "linspace", "trailing")

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.errors import InputError
-from sd_numba.samplers.base import Normal, Plan, Sampler, X0Limit
-from sd_numba.schedule import predict_noise, predict_x0
+from ..errors import InputError
+from .base import Normal, Plan, Sampler, X0Limit
+from .schedule import predict_noise, predict_x0
 
 
 class TimestepSampler(Sampler):

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.samplers.base import Normal, Plan, X0Limit
-from sd_numba.samplers.sigmas import SigmaSampler, unit_scale
+from .base import Normal, Plan, X0Limit
+from .sigmas import SigmaSampler, unit_scale
 
 _FEW_STEPS = 15  # runs shorter than this lower the order at their end
 

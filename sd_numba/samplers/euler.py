@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.samplers.base import Normal, Plan, X0Limit
-from sd_numba.samplers.sigmas import SigmaSampler, unit_scale
+from .base import Normal, Plan, X0Limit
+from .sigmas import SigmaSampler, unit_scale
 
 _LMS_ORDER = 4
 _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(2)  # exact for cubic polynomials

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.samplers.base import Normal, Plan, X0Limit, space_timesteps
-from sd_numba.samplers.ddpm import TimestepSampler
+from .base import Normal, Plan, X0Limit, space_timesteps
+from .ddpm import TimestepSampler
 
 _SIGMA_DATA = 0.5  # standard deviation of the data that the boundary condition assumes
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
-from sd_numba.samplers.base import Normal, Plan
-from sd_numba.samplers.ddpm import TimestepSampler
-from sd_numba.schedule import predict_noise
+from .base import Normal, Plan
+from .ddpm import TimestepSampler
+from .schedule import predict_noise
 
 _WARM_UP_STEPS = 3  # Runge-Kutta steps of four calls each, before the multistep formula has its history
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sd_numba.samplers.base import Sampler
-from sd_numba.schedule import predict_x0
+from .base import Sampler
+from .schedule import predict_x0
 
 _UNSUPPORTED_SWITCHES = ("use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
 _KARRAS_RHO = 7.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.make_random_model import network_shapes, stored_names, write_safetensors
-from sd_numba.weights import Weights
+from sd_numba.checkpoints.weights import Weights
 from tests.golden.cases import Case
 
 # Miniature models are the same in all tests; they are made once and removed at the end of the run.

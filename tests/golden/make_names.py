@@ -31,9 +31,9 @@ from diffusers.loaders.single_file_utils import (
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sd_numba.model import expected_shapes  # noqa: E402
+from sd_numba.checkpoints.opening import expected_shapes  # noqa: E402
+from tests.checkpoints.test_names import single_shapes  # noqa: E402
 from tests.golden.cases import GOLDEN, SINGLE_FILES  # noqa: E402
-from tests.test_single_file import single_shapes  # noqa: E402
 
 
 def tagged(number: int, shape: tuple[int, ...], joint: bool) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-import kernels
+from sd_numba import kernels
 
 STORED = ("f32", "f16", "bf16", "e4m3", "e5m2")
 # Precisions of products below float32, whose instructions this row of the dispatch table may lack.

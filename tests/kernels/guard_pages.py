@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-import kernels
-from kernels import driver, low_rank, memory, winograd, words
-from kernels.arrays import address
-from kernels.emit import LANES
-from kernels.product import WIDTH
+from sd_numba import kernels
+from sd_numba.kernels import low_rank, winograd
+from sd_numba.kernels.checks import address
+from sd_numba.kernels.machine import memory
+from sd_numba.kernels.machine.emit import LANES
+from sd_numba.kernels.products import driver, operands
+from sd_numba.kernels.products.microkernel import WIDTH
 from tests.kernels.common import STORED, normal, store
 
 _PROT_NONE = 0
@@ -46,7 +48,7 @@ def guard_buffers(at_end: bool) -> None:
 
     memory._Scratch.take = take
     driver.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
-    driver.zero_words = lambda count, precision: guarded(words.zero_words(count, precision), at_end)
+    driver.zero_words = lambda count, precision: guarded(operands.zero_words(count, precision), at_end)
     sys.modules["kernels.quantize"].aligned = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-import kernels
-from kernels.product import WIDTH
+from sd_numba import kernels
+from sd_numba.kernels.products.microkernel import WIDTH
 from tests import reference
 from tests.kernels.common import (
     BF16,

@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-import kernels
-from kernels import driver
+from sd_numba import kernels
+from sd_numba.kernels.products import driver
 from tests import reference
 from tests.kernels.common import (
     STORED,

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-import kernels
-from kernels import arrays, driver
-from kernels.emit import LANES
-from kernels.product import WIDTH
+from sd_numba import kernels
+from sd_numba.kernels import checks
+from sd_numba.kernels.machine.emit import LANES
+from sd_numba.kernels.products import driver
+from sd_numba.kernels.products.microkernel import WIDTH
 from tests import reference
 from tests.kernels.common import (
     STORED,
@@ -176,7 +177,7 @@ def test_the_blocking_changes_nothing(how, monkeypatch):
 def test_outputs_past_the_caches_are_the_same(n, activation, monkeypatch):
     x, w, b = normal(0, 200, 50), normal(1, n, 50), normal(2, n)
     expected = kernels.linear(x, w, b, activation=activation)
-    monkeypatch.setattr(arrays, "_STREAM", 0)
+    monkeypatch.setattr(checks, "_STREAM", 0)
     assert_same_bits(kernels.linear(x, w, b, activation=activation), expected)  # a new array, on a cache line
     out = misaligned(np.zeros_like(expected), 4)
     out.flags.writeable = True

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-import kernels
-from kernels import driver, low_rank, winograd
-from kernels.driver import Geometry
-from kernels.emit import LANES
-from kernels.product import WIDTH
+from sd_numba import kernels
+from sd_numba.kernels import low_rank, winograd
+from sd_numba.kernels.machine.emit import LANES
+from sd_numba.kernels.products import driver
+from sd_numba.kernels.products.driver import Geometry
+from sd_numba.kernels.products.microkernel import WIDTH
 from tests import reference
 from tests.kernels.common import (
     BF16,

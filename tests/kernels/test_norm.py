@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import kernels
+from sd_numba import kernels
 from tests import reference
 from tests.kernels.common import assert_close, assert_same_bits, assert_same_on_any_threads, fenced, misaligned, normal
 

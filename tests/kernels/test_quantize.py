@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-import kernels
-from kernels.emit import LANES
-from kernels.product import WIDTH
+from sd_numba import kernels
+from sd_numba.kernels.machine.emit import LANES
+from sd_numba.kernels.products.microkernel import WIDTH
 from tests import reference
 from tests.kernels.common import (
     STORED,

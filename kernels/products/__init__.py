@@ -1,0 +1,1 @@
+"""What every product shares: the micro-kernel, its driver, packed weights, rounded operands."""

@@ -1,0 +1,1 @@
+"""A model's files become named weights: names, kinds, shapes, opening, LoRAs, embeddings, downloading."""

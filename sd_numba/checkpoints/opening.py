@@ -1,0 +1,371 @@
+"""Opening a model: a diffusers folder, a single file, or the embedded model; its configurations, and where the rest is.
+
+Nothing is built and no weight is read here: that is up to `pipeline` and `describe`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from ..families import CLASSES, COMPONENTS, PIPELINE
+from ..files.folders import find_weights, packaged, read_json
+from ..files.safetensors import read_header, read_metadata
+from ..files.tensors import BLOCKS, TensorInfo
+from ..networks.clip import TextEncoder, TextEncoderConfig
+from ..networks.taesd import TinyVae, TinyVaeConfig
+from ..networks.unet import UNet, UNetConfig
+from ..networks.vae import Vae, VaeConfig
+from ..prompts.tokenizer import Tokenizer
+from . import names
+from .download import HUB_ID, resolve_model
+from .kinds import kind_of
+from .shapes import infer_text_encoder, infer_unet, infer_vae
+from .weights import ShapeRecorder, Weights
+
+NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "text_encoder": (TextEncoder, TextEncoderConfig.from_dict),
+    "unet": (UNet, UNetConfig.from_dict),
+    "vae": (Vae, VaeConfig.from_dict),
+}
+# What all models of the families 1.x and 2.x have in common, and a single file does not say.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "skip_prk_steps": True,
+}
+V_SIZE = 96  # latent pixels a side of the models of family 2.x that predict the velocity
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose files are there.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder or file.
+    name : str
+        As pictures' metadata says it.
+    text_encoder, unet, vae, scheduler : dict
+        The configurations, as in the ``config.json`` files of a diffusers folder. The scheduler's ``prediction_type``
+        is None if it can only be found out by asking the UNet.
+    defaults : dict
+        Settings that the model's makers advise (``_defaults`` in ``model_index.json``), which may hold
+        ``num_inference_steps``, ``guidance_scale`` and ``scheduler``.
+    openers : mapping
+        Component -> function that opens its weights.
+    open_tokenizer : callable
+        Opens the tokenizer, for a text encoder that knows so many tokens.
+    """
+
+    path: Path
+    name: str
+    text_encoder: dict[str, Any]
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: dict[str, Any]
+    defaults: dict[str, Any]
+    openers: Mapping[str, Callable[[], Weights]]
+    open_tokenizer: Callable[[int], Tokenizer]
+
+    def weights(self, component: str) -> Weights:
+        """Open the weights of ``text_encoder``, ``unet`` or ``vae``.
+
+        Raises
+        ------
+        ModelError
+            They are damaged.
+        """
+        return self.openers[component]()
+
+
+def embedded_model_path() -> Path:
+    """The folder of the small model that comes with the package."""
+    return packaged("models", "emoji-world")
+
+
+def open_model(
+    path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None, needs_vae: bool = True
+) -> Model:
+    """Find a model of Stable Diffusion 1.x or 2.x, and its configurations; no weights yet.
+
+    Parameters
+    ----------
+    path
+        A folder in diffusers layout, a ``.safetensors`` or GGUF file with everything in it, or the id of a model that
+        ``sd-numba download`` has fetched; None is the embedded model.
+    vae
+        Another autoencoder instead of the model's own: a ``.safetensors`` file with diffusers' or the original names,
+        or a folder.
+    needs_vae
+        Whether a single file without an autoencoder is refused, if there is no other one.
+
+    Raises
+    ------
+    ModelError
+        There is no such folder or file, a component or its weights are missing, a configuration is not valid JSON, or
+        it is another kind of model.
+    """
+    found = find_path(path)
+    other = None if vae is None else open_vae(find_path(vae))
+    model = _open_file(found, needs_vae and other is None) if os.path.isfile(found) else _open_folder(found)
+    if other is None:
+        return model
+    config, opener = other
+    return replace(model, vae=config, openers={**model.openers, "vae": opener})
+
+
+def find_path(path: str | os.PathLike[str] | None) -> Path:
+    """The path that a file, a folder or the id of a downloaded model has; None is the embedded model.
+
+    Raises
+    ------
+    ModelError
+        The name is empty, or an id of something that was not downloaded.
+    """
+    if path is None:
+        return embedded_model_path()
+    if not str(path):
+        raise ModelError("found an empty name, expected a file, a folder or the id of a downloaded model")
+    found = resolve_model(str(path))
+    if found is None and HUB_ID.fullmatch(str(path)) and not os.path.exists(path):
+        raise ModelError(f"{path}: no such file or folder, and no downloaded model; run: sd-numba download {path}")
+    return found or Path(path)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _open_folder(folder: Path) -> Model:
+    if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise for a name that no file can have
+        found = "cannot be opened" if os.path.exists(folder) else "does not exist"
+        raise ModelError(
+            f"{folder}: {found}; expected a .safetensors file or a folder with {_listed(COMPONENTS, 'and')} in it"
+        )
+    index = _read_index(folder)
+    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    if len(missing) == len(COMPONENTS):
+        raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(COMPONENTS, 'and')}")
+    if missing:
+        raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing; download it again")
+    configs = {name: read_json(folder / name / "config.json") for name in CLASSES}
+    for name, classes in CLASSES.items():
+        _check_class(folder / name / "config.json", configs[name], classes)
+        find_weights(folder / name)
+    defaults = index.get("_defaults")
+    return Model(
+        folder,
+        _folder_name(folder.resolve()),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        defaults=defaults if isinstance(defaults, dict) else {},
+        openers={name: partial(Weights.open, folder / name) for name in CLASSES},
+        open_tokenizer=partial(Tokenizer.from_folder, folder / "tokenizer"),
+        **configs,
+    )
+
+
+def _folder_name(folder: Path) -> str:
+    """Name a model by its folder: in the hub's cache, that of a commit, by the repository."""
+    *_, repository, snapshots, name = ("", "", *folder.parts)
+    return repository.rpartition("--")[2] if snapshots == "snapshots" else name
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Refuse other pipelines, by their index or, where there is none, by the second text encoder of SDXL and SD 3."""
+    path = folder / "model_index.json"
+    index = read_json(path) if path.exists() else {}
+    found = index.get("_class_name")
+    if found is None and (folder / "text_encoder_2").is_dir():
+        found = "a model with two text encoders (SDXL)"
+    if found not in (None, PIPELINE):
+        raise ModelError(f"{folder}: found {found!s:.80}, supported is {PIPELINE} (Stable Diffusion 1.x and 2.x)")
+    return index
+
+
+def _check_class(path: Path, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    found = config.get("_class_name") or config.get("architectures")
+    found = found[0] if isinstance(found, list) and found else found
+    if found and found not in classes:
+        raise ModelError(f"{path}: found a {found!s:.80}, supported is {_listed(classes, 'or')}")
+
+
+def _listed(words: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def _open_file(path: Path, needs_vae: bool) -> Model:
+    """Open a single file."""
+    header = read_header(path)
+    there = [prefix for prefix in names.PREFIXES.values() if any(name.startswith(prefix) for name in header)]
+    wanted = {n: prefix for n, prefix in names.PREFIXES.items() if n != "vae" or needs_vae or prefix in there}
+    missing = [prefix for prefix in wanted.values() if prefix not in there]
+    kind = kind_of(header)
+    if missing or not kind.supported:
+        lacks = f" without tensors {_listed([f'{prefix}*' for prefix in missing], 'and')}" if missing else ""
+        advice = "; give it a VAE with --vae" if missing == [names.VAE] else kind.advice
+        raise ModelError(
+            f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{advice}"
+        )
+    quantised = next((info.dtype for info in header.values() if info.dtype in BLOCKS), None)
+    if quantised:
+        raise ModelError(
+            f"{path}: found quantised weights ({quantised}), expected F32, F16 or BF16; convert them once: "
+            f"sd-numba convert {path} {path.with_suffix('.safetensors')} --dtype f16"
+        )
+    openclip = not any(name.startswith(names.TEXT + names.CLIP) for name in header)
+    try:
+        tensors = {name: names.component_tensors(header, name) for name in wanted}
+        shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
+        text_encoder = infer_text_encoder(shapes["text_encoder"], openclip)
+        unet = infer_unet(shapes["unet"])
+        vae = infer_vae(shapes["vae"]) if "vae" in shapes else {}
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    prediction = _prediction_type(header, read_metadata(path), openclip)
+    if openclip and prediction == "v_prediction":
+        unet["sample_size"] = V_SIZE
+    return Model(
+        path,
+        path.stem,
+        text_encoder,
+        unet,
+        vae,
+        scheduler={**SCHEDULER, "prediction_type": prediction},
+        defaults={},
+        openers={name: partial(Weights.select, path, infos) for name, infos in tensors.items()},
+        open_tokenizer=partial(Tokenizer.clip, "!" if openclip else "<|endoftext|>"),
+    )
+
+
+def _prediction_type(names: Mapping[str, object], metadata: Mapping[str, str], openclip: bool) -> str | None:
+    """Tell what the UNet predicts, from the usual marks (tensor v_pred, ModelSpec's metadata); None: cannot tell."""
+    architecture = metadata.get("modelspec.architecture", "")
+    told = metadata.get("modelspec.prediction_type", "")
+    if "v_pred" in names or told == "v" or architecture.startswith("stable-diffusion-v2-768-v"):
+        return "v_prediction"
+    if not openclip or told == "epsilon" or architecture.startswith("stable-diffusion-v2-512"):
+        return "epsilon"
+    return None
+
+
+def open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
+    """Read the configuration of an autoencoder in a file or folder of its own; also give what opens its weights.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it is damaged.
+    """
+    if os.path.isdir(path):
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        if (folder / "config.json").exists():
+            config = read_json(folder / "config.json")
+            _check_class(folder / "config.json", config, CLASSES["vae"])
+            find_weights(folder)
+            return config, partial(Weights.open, folder)
+        path = find_weights(folder)
+    header = read_header(path)
+    prefix = names.VAE
+    inside = {name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)}
+    kind = kind_of(header)
+    if not inside and kind.option != "--vae":
+        raise ModelError(f"{path}: found {kind.title}, expected a VAE{kind.advice}")
+    tensors = names.vae_tensors(inside or header)
+    try:
+        config = infer_vae(shapes_of(tensors))
+        VaeConfig.from_dict(config)
+    except ModelError as error:
+        raise ModelError(f"{path}: no whole VAE: {error}") from None
+    return config, partial(Weights.select, path, tensors)
+
+
+def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors that a network of this configuration needs.
+
+    Parameters
+    ----------
+    component
+        ``text_encoder``, ``unet`` or ``vae``.
+    config
+        Its parsed ``config.json``.
+
+    Raises
+    ------
+    ModelError
+        The configuration is not supported.
+    """
+    network, parse = NETWORKS[component]
+    recorder = ShapeRecorder()
+    network(recorder, parse(config))
+    return recorder.shapes
+
+
+def shapes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each tensor."""
+    return {name: info.shape for name, info in tensors.items()}
+
+
+ORIGINAL_DECODER = "taesd_decoder.safetensors"
+
+
+def open_taesd(path: str | os.PathLike[str]) -> TinyVae:
+    """Open a tiny autoencoder.
+
+    Parameters
+    ----------
+    path : path
+        A ``.safetensors`` file with diffusers' names, or the original ``taesd_decoder.safetensors``; or a folder with
+        one of them, and perhaps a ``config.json``.
+
+    Returns
+    -------
+    TinyVae
+
+    Raises
+    ------
+    ModelError
+        Files are missing, damaged, or of another network.
+    """
+    weights, config = taesd_files(path)
+    network = TinyVae(weights, config)
+    weights.finish()
+    return network
+
+
+def taesd_files(path: str | os.PathLike[str]) -> tuple[Weights, TinyVaeConfig]:
+    """The weights and the configuration of a tiny autoencoder; see `open_taesd`."""
+    path, config = Path(path), TinyVaeConfig()
+    if os.path.isdir(path):
+        if (path / "config.json").is_file():
+            config = TinyVaeConfig.from_dict(read_json(path / "config.json"))
+        original = path / ORIGINAL_DECODER
+        path = original if original.is_file() else find_weights(path)
+    header = read_header(path)
+    if "0.weight" in header:
+        raise ModelError(f"{path}: found the encoder of TAESD alone, expected {ORIGINAL_DECODER} or a file with both")
+    kind = kind_of(header)
+    if kind.option != "--taesd":
+        raise ModelError(f"{path}: found {kind.title}, expected a tiny autoencoder (TAESD){kind.advice}")
+    return Weights.select(path, {_diffusers_name(name): info for name, info in header.items()}), config
+
+
+def _diffusers_name(name: str) -> str:
+    """The name of a tensor; in the original decoder's file, the clamping of the latents is layer 0."""
+    match = re.fullmatch(r"(\d+)\.(.+)", name)
+    return f"decoder.layers.{int(match[1]) - 1}.{match[2]}" if match else name

@@ -1,0 +1,1 @@
+"""The names that scripts written for diffusers use."""

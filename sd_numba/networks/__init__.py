@@ -1,0 +1,1 @@
+"""The networks: arithmetic over a `WeightSource`. Nothing here opens a file."""

@@ -1,0 +1,1 @@
+"""Pixels in and out: files, arrays, contact sheets, previews."""

@@ -1,0 +1,277 @@
+"""Pictures and masks to start from: out of files and callers' arrays, in the sizes that a model takes.
+
+Arrays are float32 in [0, 1], ``(b, h, w, 3)`` for pictures and ``(b, h, w)`` for masks, where 1 is painted and 0 kept.
+Sizes change as diffusers' ``VaeImageProcessor`` changes those of PIL images, so that the same files give the same
+pictures there and here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from ..checks import MAX_SIDE, check_whole
+from ..errors import InputError
+from .files import open_mask, open_picture, to_grey, to_rgb
+
+LANCZOS = Image.Resampling.LANCZOS
+SLACK = 1e-3  # how far outside 0 .. 1 values may be, from rounding
+ROOMY = 2.25  # times the area that a model was made for, up to which a picture keeps its size
+OVERLAP = 8  # pixels of the old picture that are painted anew beside new ones, at most
+BLUR = 1 / 16  # of a new border's width: how far its colours run into each other
+SOFT_EDGE = 4  # pixels in which a painted part fades in
+PictureLike: TypeAlias = Image.Image | np.ndarray | str | os.PathLike[str] | Sequence[Any]
+
+
+def as_pictures(value: PictureLike, name: str) -> np.ndarray:
+    """Take pictures in whatever form a caller has them.
+
+    Parameters
+    ----------
+    value : PIL image, array, path, or list of these
+        Arrays are ``(h, w, 3)`` or ``(b, h, w, 3)``, uint8 or float in [0, 1].
+    name : str
+        Of the argument, for errors.
+
+    Returns
+    -------
+    float32 array ``(b, h, w, 3)``
+        In [0, 1].
+
+    Raises
+    ------
+    InputError
+        The value is something else, holds other numbers or pictures of several sizes, or a file cannot be used.
+    """
+    return _as_arrays(value, name, open_picture, to_rgb, _picture_array)
+
+
+def as_masks(value: PictureLike, name: str) -> np.ndarray:
+    """Take masks in whatever form a caller has them.
+
+    Parameters
+    ----------
+    value : PIL image, array, path, or list of these
+        Arrays are ``(h, w)``, ``(h, w, 1)``, ``(b, h, w)`` or ``(b, h, w, 1)``; uint8, bool, or float in [0, 1].
+    name : str
+        Of the argument, for errors.
+
+    Returns
+    -------
+    float32 array ``(b, h, w)``
+        In [0, 1].
+
+    Raises
+    ------
+    InputError
+        As from `as_pictures`.
+    """
+    return _as_arrays(value, name, open_mask, to_grey, _mask_array)
+
+
+def resize_pictures(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize pictures ``(b, h, w, 3)`` as diffusers resizes PIL images: by Lanczos, in eight bits.
+
+    Those that have the size already stay as they are.
+    """
+    if pictures.shape[1:3] == (height, width):
+        return pictures
+    return _resize(pictures, height, width)
+
+
+def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize masks ``(b, h, w)`` as diffusers resizes PIL images, then make them 1 from a half on and 0 below."""
+    if masks.shape[1:] != (height, width):
+        masks = _resize(masks, height, width)
+    return (masks >= 0.5).astype(np.float32)
+
+
+def latent_masks(masks: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Masks ``(b, height, width)`` at the size of latents: the nearest pixel up and to the left, as torch takes it.
+
+    Returns
+    -------
+    float32 array ``(b, 1, h, w)``
+        Values 0 and 1.
+    """
+    rows, columns = (np.arange(n) * size // n for n, size in zip((h, w), masks.shape[1:], strict=True))
+    return (masks[:, rows[:, None], columns] >= 0.5).astype(np.float32)[:, None]
+
+
+def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale a picture so that it covers this size, and cut off what is too much on both sides."""
+    return picture if picture.size == (width, height) else ImageOps.fit(picture, (width, height), LANCZOS)
+
+
+def fit_size(height: int, width: int, factor: int, area: int) -> tuple[int, int]:
+    """Choose the size to work at for a picture.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the picture.
+    factor : int
+        The VAE's: both sides become multiples of it.
+    area : int
+        Pixels that the model was made for.
+
+    Returns
+    -------
+    height, width : int
+        Those of the picture, rounded down, unless it has far more pixels than `area`: then about as many as `area`, in
+        the same shape.
+    """
+    if height * width <= ROOMY * area:
+        return max(height // factor, 1) * factor, max(width // factor, 1) * factor
+    scale = math.sqrt(area / (height * width)) / factor
+    return max(round(height * scale), 1) * factor, max(round(width * scale), 1) * factor
+
+
+def expand(
+    picture: Image.Image, mask: Image.Image | None, left: int, top: int, right: int, bottom: int
+) -> tuple[Image.Image, Image.Image]:
+    """Enlarge the canvas of a picture, for the new borders to be painted.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        Mode RGB.
+    mask : PIL.Image.Image, optional
+        Mode L, of the picture's size: what is to be painted of the picture itself.
+    left, top, right, bottom : int
+        Pixels to add on each side.
+
+    Returns
+    -------
+    picture : PIL.Image.Image
+        With borders in the colours of its edges, which blur into each other.
+    mask : PIL.Image.Image
+        White on the borders and some pixels beside them, so that no seam remains.
+
+    Raises
+    ------
+    InputError
+        A border is no whole number from 0 to 8192, or the mask has another size.
+    """
+    for name, value in (("left", left), ("top", top), ("right", right), ("bottom", bottom)):
+        check_whole(name, value, 0, MAX_SIDE)
+    mask = Image.new("L", picture.size) if mask is None else mask
+    _check_same_size(picture, mask=mask)
+    widths = ((top, bottom), (left, right))
+    canvas = Image.fromarray(np.pad(np.asarray(picture), (*widths, (0, 0)), "edge"))
+    canvas = canvas.filter(ImageFilter.GaussianBlur(BLUR * max(left, top, right, bottom)))
+    canvas.paste(picture, (left, top))
+    new = np.zeros((picture.height, picture.width), np.uint8)
+    for axis, (before, after) in enumerate(widths):
+        overlap = min(OVERLAP, new.shape[axis] // 4)
+        lines = np.moveaxis(new, axis, 0)
+        lines[: overlap if before else 0] = 255
+        lines[len(lines) - (overlap if after else 0) :] = 255
+    return canvas, Image.fromarray(np.pad(np.maximum(new, np.asarray(mask)), widths, constant_values=255))
+
+
+def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -> Image.Image:
+    """Keep what was painted inside a mask alone: outside, every pixel is the original's.
+
+    The painted part fades in within a few pixels of the mask's edge, and less where the mask is thinner than these.
+
+    Parameters
+    ----------
+    original, painted : PIL.Image.Image
+        Mode RGB.
+    mask : PIL.Image.Image
+        Mode L; from 128 on, painted.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
+
+    Raises
+    ------
+    InputError
+        Their sizes differ.
+    """
+    _check_same_size(original, painted=painted, mask=mask)
+    inside = mask.point([0] * 128 + [1] * 128)
+    depth = np.zeros((mask.height, mask.width), np.uint8)  # pixels from the edge, up to those of the fading
+    for _ in range(SOFT_EDGE):
+        depth += np.asarray(inside)
+        inside = inside.filter(ImageFilter.MinFilter(3))
+    deepest = np.asarray(Image.fromarray(depth).filter(ImageFilter.MaxFilter(2 * SOFT_EDGE + 1)))
+    share = np.round(255.0 * depth / np.maximum(deepest, 1)).astype(np.uint8)
+    return Image.composite(painted, original, Image.fromarray(share))
+
+
+def _as_arrays(
+    value: PictureLike,
+    name: str,
+    read: Callable[[str | os.PathLike[str]], Image.Image],
+    convert: Callable[[Image.Image, str], Image.Image],
+    check: Callable[[np.ndarray, str], np.ndarray],
+) -> np.ndarray:
+    """Make one batch of pictures or masks: `read` files, `convert` images of PIL, `check` arrays."""
+    if isinstance(value, (list, tuple)):
+        parts = [_as_arrays(one, name, read, convert, check) for one in value]
+        sizes = sorted({(part.shape[2], part.shape[1]) for part in parts})
+        if len(sizes) != 1:
+            found = " and ".join("{}x{}".format(*size) for size in sizes) or "an empty list"
+            raise InputError(f"{name}: found {found:.80}, expected pictures of one size")
+        return np.concatenate(parts)
+    if isinstance(value, (str, os.PathLike)):
+        value = read(value)
+    elif isinstance(value, Image.Image):
+        value = convert(value, name)
+    elif not isinstance(value, np.ndarray):
+        raise InputError(
+            f"{name}: found {type(value).__name__}, expected a PIL image, an array, a path, or a list of such"
+        )
+    return check(np.asarray(value), name)
+
+
+def _picture_array(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim not in {3, 4} or array.shape[-1] != 3 or 0 in array.shape:
+        raise InputError(f"{name}: found shape {array.shape}, expected (h, w, 3) or (b, h, w, 3)")
+    if array.dtype == bool:
+        raise InputError(f"{name}: found bool, expected uint8 or float")
+    return _unit(array if array.ndim == 4 else array[None], name)
+
+
+def _mask_array(array: np.ndarray, name: str) -> np.ndarray:
+    shape = array.shape
+    if array.ndim in {3, 4} and shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in {2, 3} or 0 in shape or shape[2:] == (3,):  # colours: no batch of masks is 3 pixels wide
+        raise InputError(f"{name}: found shape {shape}, expected (h, w), (h, w, 1) or (b, h, w)")
+    return _unit(array if array.ndim == 3 else array[None], name)
+
+
+def _unit(array: np.ndarray, name: str) -> np.ndarray:
+    """Bring uint8, bool or float values to float32 in [0, 1], in an array of its own."""
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    if array.dtype != bool and not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name}: found {array.dtype}, expected uint8 or float")
+    values = array.astype(np.float32)
+    least, most = float(values.min()), float(values.max())
+    if not (least >= -SLACK and most <= 1 + SLACK):
+        raise InputError(f"{name}: found values from {least:g} to {most:g}, expected floats from 0 to 1, or uint8")
+    return np.clip(values, 0, 1, out=values)
+
+
+def _resize(arrays: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize each of a batch with values in [0, 1], by Lanczos in eight bits."""
+    pictures = [Image.fromarray(one) for one in np.round(arrays * 255).astype(np.uint8)]
+    return np.stack([np.asarray(one.resize((width, height), LANCZOS), np.float32) / 255 for one in pictures])
+
+
+def _check_same_size(picture: Image.Image, **others: Image.Image) -> None:
+    for name, other in others.items():
+        if other.size != picture.size:
+            found, expected = ("{}x{}".format(*image.size) for image in (other, picture))
+            raise InputError(f"{name}: found {found} pixels, expected {expected}, those of the picture")

@@ -1,0 +1,169 @@
+"""A look at latents while they are sampled.
+
+``proj`` gives each latent pixel a colour, which is nearly linear in the channels of the pixels around it: as ComfyUI's
+previews do, but smoothed with binomial weights over 3 x 3 pixels, because much in a latent pixel says how the colour
+changes within it (`bench/fit_preview.py` measures it). It shows composition and colours, blurred, for next to nothing.
+``tae`` decodes with a tiny autoencoder (`sd_numba.networks.taesd`): sharp, and slower.
+
+A preview is of the picture that the sampler predicts at a step: the latents themselves are noise until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..checks import check_choice
+from ..errors import InputError
+from ..networks.taesd import TinyVae
+from ..networks.vae import Vae
+
+PREVIEWS = ("none", "proj", "tae")
+SD_CHANNELS = 4
+
+
+def smooth(x: np.ndarray) -> np.ndarray:
+    """Average ``x (b, h, w, c)`` over 3 x 3 pixels, with the weights 1, 2, 1 each way; edges are repeated."""
+    h, w = x.shape[1:3]
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = (x[:, :h] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
+    return (x[:, :, :w] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+
+
+@dataclass(frozen=True)
+class LatentProjection:
+    """A linear map from the channels of smoothed latents to red, green and blue in [0, 1].
+
+    Attributes
+    ----------
+    factors : float32 array ``(c, 3)``
+    bias : float32 array ``(3,)``
+    """
+
+    factors: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> LatentProjection:
+        """Take a row for each channel and the bias as the last, as a VAE's config has them."""
+        table = np.array(rows, np.float32)
+        return cls(table[:-1], table[-1])
+
+    def project(self, latents: np.ndarray) -> np.ndarray:
+        """Give uint8 ``(b, h, w, 3)`` for latents ``(b, c, h, w)``, scaled as samplers have them.
+
+        Raises
+        ------
+        InputError
+            ``latents`` has another shape.
+        """
+        channels = len(self.factors)
+        if latents.ndim != 4 or latents.shape[1] != channels:
+            raise InputError(f"latents: found shape {latents.shape}, expected (b, {channels}, h, w)")
+        colours = smooth(np.moveaxis(latents, 1, -1) @ self.factors + self.bias)
+        return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8)
+
+
+# Of Stable Diffusion 1.x and 2.x, as ComfyUI has them (`SD15.latent_rgb_factors` in its comfy/latent_formats.py, for
+# colours in -1 .. 1): halved, and with 0.5 added.
+SD_PROJECTION = LatentProjection.from_rows(
+    [
+        [0.1756, 0.11485, 0.16135],
+        [0.1625, 0.2487, 0.1175],
+        [-0.14145, 0.0881, 0.13605],
+        [-0.106, -0.1308, -0.35885],
+        [0.5, 0.5, 0.5],
+    ]
+)
+
+
+def projection_of(vae: Vae | TinyVae) -> LatentProjection:
+    """Return the projection that an autoencoder's config holds, or else that of Stable Diffusion 1.x.
+
+    Raises
+    ------
+    InputError
+        The autoencoder has neither a projection nor four channels.
+    """
+    rows = vae.config.latent_rgb_factors if isinstance(vae, Vae) else None
+    if rows is not None:
+        return LatentProjection.from_rows(rows)
+    channels = vae.config.latent_channels
+    if channels != SD_CHANNELS:
+        raise InputError(
+            f"preview proj: found an autoencoder of {channels} latent channels without _latent_rgb_factors in its "
+            f"config, expected {SD_CHANNELS} channels; choose none"
+        )
+    return SD_PROJECTION
+
+
+class Previewer:
+    """Turns latents into pictures to look at.
+
+    Parameters
+    ----------
+    kind : {"none", "proj", "tae"}
+    vae : Vae or TinyVae
+        That of the pipeline.
+    taesd : TinyVae, optional
+        For ``tae``, unless `vae` is one.
+
+    Raises
+    ------
+    InputError
+        `kind` is none of these; ``tae`` without a tiny autoencoder, or with one for other latents; ``proj`` as
+        `projection_of` says.
+    """
+
+    def __init__(self, kind: str, vae: Vae | TinyVae, taesd: TinyVae | None = None) -> None:
+        check_choice("preview", kind, PREVIEWS)
+        self.kind, self.factor = kind, vae.factor
+        if kind == "proj":
+            self._projection = projection_of(vae)
+        elif kind == "tae":
+            self._tiny = _tiny_vae(vae, taesd)
+
+    def __call__(self, latents: np.ndarray) -> list[Image.Image]:
+        """Show latents.
+
+        Parameters
+        ----------
+        latents : float array ``(b, c, h, w)``
+            A prediction of the noiseless latents, scaled as samplers have them.
+
+        Returns
+        -------
+        list of Image
+            ``b`` pictures of ``factor * w x factor * h`` pixels; none if the kind is ``none``.
+
+        Raises
+        ------
+        InputError
+            ``latents`` has another shape.
+        """
+        if self.kind == "none":
+            return []
+        if self.kind == "tae":
+            pictures = self._tiny.decode(latents / np.float32(self._tiny.config.scaling_factor))
+            pictures = np.clip(pictures * np.float32(127.5) + np.float32(127.5), 0, 255).round().astype(np.uint8)
+            return [Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))) for picture in pictures]
+        size = (self.factor * latents.shape[3], self.factor * latents.shape[2])
+        small = self._projection.project(latents)
+        return [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in small]
+
+
+def _tiny_vae(vae: Vae | TinyVae, taesd: TinyVae | None) -> TinyVae:
+    if taesd is None:
+        if not isinstance(vae, TinyVae):
+            raise InputError("preview tae: found no tiny autoencoder; give one with --taesd, or choose proj")
+        return vae
+    found, expected = (taesd.config.latent_channels, taesd.factor), (vae.config.latent_channels, vae.factor)
+    if found != expected:
+        says = "latents of {} channels, {} times smaller than pictures".format
+        raise InputError(
+            f"preview tae: found a tiny autoencoder for {says(*found)}, the model has {says(*expected)}; choose proj"
+        )
+    return taesd

@@ -1,0 +1,319 @@
+"""Recipes as the settings in a picture's text, and back, whichever program wrote it.
+
+Keys and values are those of AUTOMATIC1111's web UI (``modules/processing.py``, ``infotext_utils.py``, version 1.10)
+where it has them; ours stand beside them in the same style. Also read are its older versions and Forge, exporters of
+ComfyUI, Civitai, and stable-diffusion.cpp (``examples/common/common.cpp``) with its own names and its JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import PureWindowsPath
+from typing import Any
+
+from ..errors import InputError
+from ..samplers import DISPLAY_NAMES, SAMPLER_NAMES, canonical_sampler_name
+from .a1111 import AUTOMATIC, AUTOMATIC_TYPES, Parameters, sampler_title
+from .recipe import (
+    DEFAULTS,
+    KINDS,
+    PLAIN_SPACINGS,
+    RNGS,
+    SPACINGS,
+    Hashes,
+    Recipe,
+    as_number,
+    as_text,
+    as_whole,
+    check_value,
+    one_of,
+    read_size,
+    several,
+    with_spacing,
+)
+
+PROGRAM = "sd-numba"
+# Fields that are written and read under one key, as they are.
+KEYS = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "model_hash": "Model hash",
+    "model_name": "Model",
+    "vae": "VAE",
+    "taesd": "TAESD",
+    "tome": "Token merging ratio",
+    "init_image": "Init image",
+    "init_hash": "Init image hash",
+    "mask_image": "Mask",
+    "mask_hash": "Mask hash",
+    "expand": "Expand",
+    "eta": "Eta DDIM",
+    "hires_scale": "Hires upscale",
+    "hires_steps": "Hires steps",
+    "cache": "Cache",
+    "precision": "Precision",
+    "vae_tiling": "VAE tiling",
+    "prompt_syntax": "Prompt syntax",
+    "lora_hashes": "Lora hashes",
+    "ti_hashes": "TI hashes",
+}
+RNG_NAMES = {"cpu": "CPU", "cuda": "NV"}  # NV: the noise of Nvidia's cards, on any machine
+RNG_WORDS = {"cpu": "cpu", "gpu": "cuda", "nv": "cuda", "cuda": "cuda"}
+# In other programs' texts these do not change the picture, or say again what another key says.
+IDLE_KEYS = frozenset(
+    {
+        "version", "user", "hashes", "vae hash", "created date", "civitai resources", "civitai metadata", "te", "unet",
+        "guidance", "template", "negative template", "wildcard prompt", "batch size", "batch pos", "app", "backend",
+        "parser", "operations", "time taken", "hardware info", "sdcpp",
+    }
+)  # fmt: skip
+IDLE_VALUES = ("", "0", "none", "false", "disable", "disabled")
+RANDOM_SAMPLERS = ("euler-a", "dpm++2m-sde")  # the web UI's Eta says how much noise they add
+SINCE_TYPES = (1, 9)  # the web UI's version that took the spacing out of the samplers' names
+
+
+def recipe_to_parameters(recipe: Recipe, version: str) -> Parameters:
+    """Write a recipe as the text that goes into a picture.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What is None is left out: resolve the model's defaults before.
+    version : str
+        Of sd-numba.
+
+    Returns
+    -------
+    sd_numba.recipes.a1111.Parameters
+        `recipe_from_parameters` gives the same recipe again, also after `format_parameters` and `parse_parameters`.
+    """
+    size = None if None in (recipe.width, recipe.height) else f"{recipe.width}x{recipe.height}"
+    hires = recipe.hires_scale is not None
+    first, last = recipe.cfg_interval
+    special: dict[str, dict[str, Any]] = {
+        "scheduler": sampler_title(recipe.scheduler) if recipe.scheduler is not None else {},
+        "width": {"Size": size} if size else {"Width": recipe.width, "Height": recipe.height},
+        "strength": {"Init image strength" if hires else "Denoising strength": recipe.strength},
+        "hires_strength": {"Denoising strength" if hires else "Hires denoising strength": recipe.hires_strength},
+        "clip_skip": {"Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None},
+        "rng": {"RNG": RNG_NAMES.get(recipe.rng, recipe.rng)},
+        "hires_steps": {"Hires steps": recipe.hires_steps, "Hires upscaler": "Latent" if hires else None},
+        "cfg_interval": {"CFG interval": f"{_written(first)}-{_written(last)}" if (first, last) != (0, 1) else None},
+    }
+    settings: dict[str, Any] = {}
+    for name in ORDER:
+        value = getattr(recipe, name)
+        settings |= special[name] if name in special else {KEYS[name]: None if value == DEFAULTS[name] else value}
+    settings["Version"] = f"{PROGRAM} {version}"
+    written = {key: _written(value) for key, value in settings.items() if value is not None}
+    return Parameters(recipe.prompt, recipe.negative_prompt, written)
+
+
+# As the web UI orders them.
+ORDER = (
+    "num_inference_steps", "scheduler", "guidance_scale", "seed", "width", "model_hash", "model_name", "vae", "taesd",
+    "strength", "clip_skip", "tome", "init_image", "init_hash", "mask_image", "mask_hash", "expand", "rng", "eta",
+    "hires_scale", "hires_steps", "hires_strength", "cfg_interval", "cache", "precision", "vae_tiling",
+    "prompt_syntax", "lora_hashes", "ti_hashes",
+)  # fmt: skip
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):  # every digit, no exponent
+        return format(Decimal(repr(float(value))), "f").removesuffix(".0")
+    if isinstance(value, tuple):
+        return _written_hashes(value) if isinstance(value[0], tuple) else ",".join(map(str, value))
+    return str(value)
+
+
+def _written_hashes(hashes: Hashes) -> str:
+    return ", ".join(f"{re.sub('[,:]', '', name)}: {digest}" for name, digest in hashes)
+
+
+def recipe_from_parameters(parameters: Parameters) -> tuple[Recipe, list[str]]:
+    """Make a recipe of a picture's text, whichever program wrote it. Raises nothing.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        From `parse_parameters`.
+
+    Returns
+    -------
+    Recipe
+        What is not said, or cannot be read, is None or has its default.
+    list of str
+        A line for everything that is left out although it changes the picture, such as a sampler that is not known.
+    """
+    prompt, settings = _with_json(parameters.prompt, parameters.settings)
+    reader = _Reader(settings)
+    version = str(settings.get("Version", ""))
+    ours = version.startswith(PROGRAM)
+    found = {name: reader.take(key, KINDS[name]) for name, key in KEYS.items()}
+    found["scheduler"] = _take_sampler(reader, version)
+    found["width"], found["height"] = reader.take("Size", read_size) or (
+        reader.take("Width", as_whole),
+        reader.take("Height", as_whole),
+    )
+    found["rng"] = _take_rng(reader, version)
+    found["cfg_interval"] = reader.take("CFG interval", _interval)
+    clip_skip = reader.take("Clip skip", as_whole)
+    found["clip_skip"] = None if clip_skip is None else max(clip_skip - 1, 0)
+    _take_hires(reader, found)
+    if not ours:
+        _take_eta(reader, found, version)
+        _ask_for_picture(reader, found)
+    reader.note_rest()
+    given = {name: value for name, value in found.items() if value is not None}
+    return Recipe(prompt, parameters.negative_prompt, **given), reader.notes
+
+
+class _Reader:
+    """Settings by their keys, in any case; what is left in the end is not supported."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.left = {key.strip().lower(): (key, str(value)) for key, value in settings.items()}
+        self.any = bool(settings)
+        self.notes: list[str] = []
+
+    def take(self, key: str, kind: Callable[[Any], Any] = as_text) -> Any:
+        """Give a setting as `kind` reads it; None, with a note, if it cannot, and None if there is none."""
+        _, value = self.left.pop(key.lower(), ("", None))
+        if value is None:
+            return None
+        try:
+            return check_value(key, value, kind)
+        except InputError as error:
+            self.notes.append(f"{error}; left out")
+            return None
+
+    def note_rest(self) -> None:
+        """Note what was not taken, in one line for all settings that begin with the same word (an extension's)."""
+        groups: dict[str, list[str]] = {}
+        for name, (key, value) in self.left.items():
+            if name not in IDLE_KEYS and value.strip().lower() not in IDLE_VALUES:
+                groups.setdefault(key.partition(" ")[0], []).append(key)
+        self.notes += [f"{', '.join(keys):.100}: not supported, left out" for keys in groups.values()]
+
+
+def _with_json(prompt: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Add what only the JSON of stable-diffusion.cpp says: LoRAs to the prompt, the second pass to the settings."""
+    try:
+        record = json.loads(str(settings.get("SDCPP", "")))
+    except (ValueError, RecursionError):
+        return prompt, settings
+    if not isinstance(record, dict):
+        return prompt, settings
+    loras, hires = record.get("loras"), record.get("hires")
+    for lora in loras if isinstance(loras, list) and "<lora:" not in prompt else ():
+        if isinstance(lora, dict) and "name" in lora:
+            name = PureWindowsPath(str(lora["name"])).name.removesuffix(".safetensors")
+            prompt += f" <lora:{name}:{lora.get('multiplier', 1)}>"
+    more = {}
+    if isinstance(hires, dict) and hires.get("enabled"):
+        more = {
+            "Hires upscale": hires.get("scale"),
+            "Hires steps": hires.get("steps"),
+            "Hires upscaler": hires.get("upscaler"),
+            "Denoising strength": hires.get("denoising_strength"),
+        }
+        if hires.get("target_width") and hires.get("target_height"):
+            more |= {"Hires upscale": None, "Hires resize": f"{hires['target_width']}x{hires['target_height']}"}
+    return prompt, {**settings, **{key: value for key, value in more.items() if value is not None}}
+
+
+def _take_sampler(reader: _Reader, version: str) -> str | None:
+    title, schedule = reader.take("Sampler"), (reader.take("Schedule type") or "").strip().lower()
+    if title is None:
+        return None
+    name, base = _find_sampler(title), title.strip().rpartition(" ")[0]
+    if name is None and base and not schedule:  # stable-diffusion.cpp writes the spacing behind the name
+        name, schedule = _find_sampler(base), title.split()[-1].lower()
+    if name is None:
+        reader.notes.append(f"Sampler {title!r:.80}: not supported, left out; choose one of {', '.join(SAMPLER_NAMES)}")
+        return None
+    release = re.search(r"v(\d{1,9})\.(\d{1,9})", version)
+    if schedule == "automatic" or (not schedule and release and tuple(map(int, release.groups())) >= SINCE_TYPES):
+        sampler, spacing = DISPLAY_NAMES[name]
+        schedule = AUTOMATIC_TYPES.get(sampler, "").lower() if spacing == AUTOMATIC else ""
+    if schedule in ("", "default", "none", *PLAIN_SPACINGS):
+        return name
+    try:
+        return with_spacing(name, check_value("Schedule type", schedule, one_of(*SPACINGS)))
+    except InputError:
+        reader.notes.append(f"Schedule type {schedule!r:.80}: not supported with {name}, left out")
+        return name
+
+
+def _find_sampler(title: str) -> str | None:
+    try:
+        return canonical_sampler_name(title)
+    except InputError:
+        return None
+
+
+def _take_rng(reader: _Reader, version: str) -> str | None:
+    word = reader.take("RNG")
+    if word is None:  # the web UI says nothing of the noise of a GPU, which is its default; ComfyUI's is the CPU's
+        named = reader.any and not version.startswith(PROGRAM) and "comfyui" not in version.lower()
+        return "cuda" if named else None
+    rng = RNG_WORDS.get(word.strip().lower())
+    if rng is None:
+        reader.notes.append(f"RNG {word!r:.80}: not supported, left out; choose one of {', '.join(RNGS)}")
+    other = reader.take("Sampler RNG")
+    if other is not None and RNG_WORDS.get(other.strip().lower()) != rng:
+        reader.notes.append(f"Sampler RNG {other!r:.80}: not supported, left out")
+    return rng
+
+
+def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
+    """Read the second pass; with one, AUTOMATIC1111's denoising strength is its own, else that of the first picture."""
+    upscaler, target = reader.take("Hires upscaler"), reader.take("Hires resize", read_size)
+    size = (found["width"], found["height"])
+    if target and any(target) and found["hires_scale"] is None:
+        scales = {side / base for side, base in zip(target, size, strict=True) if base}
+        if all(size) and len(scales) == 1:
+            found["hires_scale"] = scales.pop()
+        else:
+            reader.notes.append("Hires resize: not supported with another shape, left out")
+    if found["hires_scale"] is None:
+        found["strength"] = reader.take("Denoising strength", as_number)
+        found["hires_strength"] = reader.take("Hires denoising strength", as_number)
+    else:
+        found["hires_strength"] = reader.take("Denoising strength", as_number)
+        found["strength"] = reader.take("Init image strength", as_number)
+        if upscaler is not None and upscaler != "Latent":
+            reader.notes.append(f"Hires upscaler {upscaler!r:.80}: not supported, Latent takes its place")
+
+
+def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
+    """Read the noise that other programs' samplers add: 1 is what ours do; sd.cpp says 0 whatever it does."""
+    eta, sampler = reader.take("Eta", _eta), found["scheduler"]
+    if eta is None:
+        return
+    if sampler == "ddim":
+        found["eta"] = eta
+    elif (sampler or "").startswith(RANDOM_SAMPLERS) and eta != 1 and not (eta == 0 and "cpp" in version):
+        reader.notes.append(f"Eta: {eta:g} is not supported with {sampler}, left out")
+
+
+def _ask_for_picture(reader: _Reader, found: dict[str, Any]) -> None:
+    """Note that another program's text does not say which picture it started from; its hash is of another kind."""
+    if found["init_hash"] is not None or (found["strength"] is not None and found["init_image"] is None):
+        reader.notes.append("Init image: not named, give the picture that this one was made from")
+    found["init_hash"] = None
+
+
+def _eta(value: str) -> float:
+    return 1.0 if value.strip().lower() == "inf" else as_number(value)  # stable-diffusion.cpp's default
+
+
+def _interval(value: str) -> tuple[float, float]:
+    first, last = several(as_number, 2, "a share of the steps such as 0-0.8")(value.split("-"))
+    return first, last

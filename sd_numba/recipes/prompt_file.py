@@ -1,0 +1,169 @@
+"""Files of prompts, for many pictures in one run: text, CSV, JSON or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .recipe import Recipe, as_text, check_value, read_fields
+
+MAX_BYTES = 64 << 20
+OUTPUT = "output"  # the key of a picture's file
+# What holds for a whole run, or is found out in it.
+OF_THE_RUN = frozenset(
+    {"precision", "model_name", "model_hash", "vae", "taesd", "init_hash", "mask_hash", "lora_hashes", "ti_hashes"}
+)
+PER_PICTURE = (*(field.name for field in fields(Recipe) if field.name not in OF_THE_RUN), OUTPUT)
+
+
+def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the settings of pictures, in the order of the file.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8, with or without a byte order mark. What it holds is told by the ending of its name:
+
+        ``.csv``
+            A header with names of settings, as `read_fields` knows them; an empty cell is not given (RFC 4180).
+        ``.json``
+            A list of prompts or of objects with settings, or ``{"prompts": [...]}``.
+        ``.jsonl``, ``.ndjson``
+            A prompt (a JSON string) or an object a line.
+        others
+            A prompt a line; empty lines and those that begin with ``#`` are skipped.
+
+    Returns
+    -------
+    list of dict
+        Of each picture the settings that are given, by the names of `Recipe`'s fields, ``prompt`` always among them,
+        and perhaps ``output``, the name of its file. ``clip_skip`` is counted in the file as by AUTOMATIC1111, sd.cpp
+        and the command line, where 1 leaves no layer out, and here as in `Recipe`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, too large, not UTF-8 or damaged, holds no prompt, or a setting is wrong; names the line.
+    """
+    path = Path(path)
+    content = _read(path)
+    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _line_rows, ".ndjson": _line_rows}
+    rows = readers.get(path.suffix.lower(), _text_rows)(path, content)
+    found = [_checked(f"{path}: {place}", row) for place, row in rows]
+    if not found:
+        raise InputError(f"{path}: found no prompt, expected at least one")
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: found more than {MAX_BYTES >> 20} MB, expected a file of prompts")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}: line {line}: found bytes that are not UTF-8, save it as UTF-8") from None
+
+
+def _text_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            yield f"line {number}", {"prompt": prompt}
+
+
+def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+    header: list[str] | None = None
+    line = 0
+    try:
+        for cells in rows:
+            place, line = f"line {line + 1}", rows.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = cells
+                _check_header(f"{path}: {place}", header)
+            elif len(cells) > len(header):
+                raise InputError(f"{path}: {place}: found {len(cells)} cells, expected {len(header)}, as in the header")
+            else:
+                yield place, {key: cell for key, cell in zip(header, cells, strict=False) if cell.strip()}
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {rows.line_num}: found no sound CSV, expected it after RFC 4180: {error}"
+        ) from None
+
+
+def _check_header(place: str, header: list[str]) -> None:
+    names = [name.strip().lower() for name in header]
+    if "prompt" not in names:
+        raise InputError(f"{place}: found the header {','.join(header)!r:.80}, expected a column prompt")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{place}: found two columns {name!r:.80}, expected one")
+
+
+def _json_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
+    found = _parse(f"{path}", content, 1)
+    if isinstance(found, dict) and "prompts" in found:
+        found = found["prompts"]
+    if not isinstance(found, list):
+        raise InputError(f'{path}: found {_kind(found)}, expected a list of prompts or {{"prompts": [...]}}')
+    for number, item in enumerate(found, 1):
+        yield f"prompt {number}", item
+
+
+def _line_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _parse(f"{path}", line, number)
+
+
+def _parse(path: str, content: str, line: int) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        place = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise InputError(f"{path}: {place}: found no sound JSON, {error.msg}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: line {line}: found JSON nested too deeply or numbers too long") from None
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _checked(place: str, row: object) -> dict[str, Any]:
+    """Check what is said of one picture."""
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if not isinstance(row, Mapping):
+        raise InputError(f"{place}: found {_kind(row)}, expected a prompt or an object with settings")
+    outputs = {key: value for key, value in row.items() if key.strip().lower() == OUTPUT and value is not None}
+    try:
+        found = read_fields({key: value for key, value in row.items() if key not in outputs})
+        for key, value in outputs.items():
+            found[OUTPUT] = check_value(key, value, as_text)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    for name in found:
+        if name not in PER_PICTURE:
+            raise InputError(f"{place}: {name} holds for the whole run, give it as an option")
+    if not found.get("prompt", "").strip():
+        raise InputError(f"{place}: found no prompt, expected one")
+    if "clip_skip" in found:
+        found["clip_skip"] = max(found["clip_skip"] - 1, 0)
+    return found

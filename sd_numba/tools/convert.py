@@ -1,0 +1,294 @@
+"""Writing models: another dtype, another layout, tensor by tensor, so that memory holds next to nothing.
+
+A file or folder appears under its name only when it is complete. Values are rounded to the nearest, ties to even.
+
+In int8 are the weights of linear layers and convolutions of the UNet and the text encoder, with a scale for each output
+channel (see `join_scales`). Weights are float16 there that are small or matter for every pixel: those of the first and
+the last convolution, of embeddings and of rows of few values; and so is the whole autoencoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoints import names
+from ..checkpoints.kinds import kind_of
+from ..checkpoints.opening import NETWORKS, Model, expected_shapes, open_model
+from ..checkpoints.shapes import infer_text_encoder, infer_unet, infer_vae
+from ..checkpoints.weights import Weights, take_all
+from ..errors import InputError, ModelError
+from ..families import CLASSES, PIPELINE
+from ..files.safetensors import read_header, read_metadata
+from ..files.tensors import SCALED, map_file, read_scales, tensor_view
+from ..files.writing import DTYPES, Entry, check_space, unfinished, write_safetensors
+from ..generation.model import with_prediction_type
+from ..networks.clip import TextEncoderConfig
+from ..networks.unet import UNetConfig
+from ..networks.vae import VaeConfig
+
+WEIGHT_FILES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+# Weights that stay float16 in an int8 model.
+FLOATS = re.compile(r"(conv_in|conv_out|input_blocks\.0\.0|out\.2)\.weight|.*embed(ding)?s?\..*")
+ROUNDED_ROW = 64  # values of a row that can be int8, at least
+Progress = Generator[tuple[int, int], None, None]  # bytes written so far, and in all
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtype: str | None = None) -> Progress:
+    """Write a model, or any safetensors file, in another dtype or layout.
+
+    Parameters
+    ----------
+    source
+        A model's folder or single file; or another safetensors file (a VAE, a LoRA), which keeps its names.
+    target
+        Where to write: a file if the name ends in ``.safetensors``, else a folder in diffusers layout. Must not exist.
+    dtype : {"f32", "f16", "bf16", "int8"}, optional
+        Of all weights; None keeps what they are. ``int8`` is for whole models: weights of linear layers and
+        convolutions of the UNet and the text encoder, with a scale for each output channel; all others become float16.
+
+    Returns
+    -------
+    generator of (int, int)
+        Bytes written so far, and in all.
+
+    Raises
+    ------
+    ModelError
+        The source is damaged, has no such layout, or has values that float16 or int8 cannot hold.
+    InputError
+        The target exists, or cannot be written; or int8 is wanted of what is no whole model.
+    """
+    source, target = Path(source), Path(target)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype: found {dtype!r:.80}, expected {', '.join(DTYPES)}")
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists already; choose another name or remove it")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: its folder {target.parent} does not exist; make it first")
+    to_file = target.suffix == ".safetensors"
+    if not to_file and target.suffix in (".ckpt", ".pt", ".bin", ".gguf"):
+        raise InputError(f"{target}: models are written as .safetensors files or as folders; choose such a name")
+    if source.is_file() and not (kind := kind_of(read_header(source))).supported:
+        if not to_file:
+            raise InputError(
+                f"{source}: found {kind.title}, which has no folder; choose a target that ends in .safetensors"
+            )
+        if dtype == "int8":
+            raise InputError(f"{source}: found {kind.title}, expected a whole model for int8; choose f32, f16 or bf16")
+    if to_file and source.is_file():
+        tensors, metadata = _same_names(source)
+        return _write_file(target, tensors, dtype, metadata)
+    model = with_prediction_type(open_model(source))
+    if to_file:
+        return _write_file(target, single_tensors(model), dtype, _single_metadata(model))
+    return _write_folder(target, model, dtype)
+
+
+# --- what to write ----------------------------------------------------------------------------------------------------
+
+
+def _same_names(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    header, mapped = read_header(path), map_file(path)
+    entries = {}
+    for name, info in header.items():
+        if name.startswith(names.EMA):
+            continue
+        try:
+            scales = read_scales(info, mapped, (info.scales, mapped)) if info.scales else None
+        except ModelError as error:
+            raise ModelError(f"{path}: tensor {name!r:.80}: {error}") from None
+        values = tensor_view(info, mapped).reshape(-1)
+        prefix = next((prefix for prefix in (names.UNET, names.TEXT) if name.startswith(prefix)), None)
+        rounded = prefix is not None and _is_rounded(name.removeprefix(prefix), info.shape)
+        entries[name] = Entry(info.dtype, info.shape, (values,), scales, rounded)
+    return entries, read_metadata(path)
+
+
+def _is_rounded(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of the UNet or the text encoder is int8 in an int8 model, by its name in either layout."""
+    if len(shape) not in {2, 4} or not name.endswith("weight") or FLOATS.fullmatch(name):
+        return False
+    return shape[0] > 0 and math.prod(shape[1:]) >= ROUNDED_ROW
+
+
+def _entry(weights: Weights, component: str, name: str, shape: tuple[int, ...]) -> Entry:
+    dtype, values = weights.info(name).dtype, weights.raw(name).reshape(-1)
+    scales = weights.scales(name) if dtype == SCALED else None
+    return Entry(dtype, shape, (values,), scales, component != "vae" and _is_rounded(name, shape))
+
+
+def _component(model: Model, component: str) -> dict[str, Entry]:
+    """Give the tensors that a network needs, under diffusers' names."""
+    weights = model.weights(component)
+    shapes = expected_shapes(component, getattr(model, component))
+    take_all(weights, shapes)
+    return {name: _entry(weights, component, name, shape) for name, shape in shapes.items()}
+
+
+def single_tensors(model: Model) -> dict[str, Entry]:
+    """Give a model's tensors under their names in a single file, if such a file can hold this model."""
+    openclip = _check_fits_single(model)
+    unet, vae = UNetConfig.from_dict(model.unet), VaeConfig.from_dict(model.vae)
+    tables = {
+        "unet": names.unet_names_of(unet),
+        "vae": names.vae_names(len(vae.block_out_channels), vae.layers_per_block),
+    }
+    result = {}
+    for component, table in tables.items():
+        for name, entry in _component(model, component).items():
+            result[names.PREFIXES[component] + table.to_single(name)] = _as_convolution(component, name, entry)
+    text = _component(model, "text_encoder")
+    prefix = names.TEXT + (names.OPENCLIP if openclip else names.CLIP)
+    if openclip:
+        text = _openclip(text, model.path)
+    return result | {prefix + name: entry for name, entry in text.items()}
+
+
+def _as_convolution(component: str, name: str, entry: Entry) -> Entry:
+    """The projections of the autoencoder's attention are stored as 1x1 convolutions there."""
+    if component == "vae" and ".attentions." in name and len(entry.shape) == 2:
+        return replace(entry, shape=(*entry.shape, 1, 1))
+    return entry
+
+
+def _openclip(text: Mapping[str, Entry], path: Path) -> dict[str, Entry]:
+    """Rename the tensors of a text encoder, and join the projections of its attention."""
+    table = names.openclip_names(sum(name.endswith(".layer_norm1.weight") for name in text))
+    result = {}
+    for name, entry in text.items():
+        module, _, rest = name.partition(".self_attn.")
+        projection, kind = (*rest.split("."), "")[:2]
+        if projection in ("k_proj", "v_proj"):
+            continue
+        if projection == "q_proj":
+            parts = [text[f"{module}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            if len({part.stored for part in parts}) > 1:
+                raise ModelError(
+                    f"{path}: {module}.self_attn: found projections of dtypes {', '.join(p.stored for p in parts)}, "
+                    "which are one tensor in a single file; convert it to a folder in f16 first"
+                )
+            shape = (3 * entry.shape[0], *entry.shape[1:])
+            joint = table.to_single(f"{module}.{kind}").removesuffix(kind) + f"attn.in_proj_{kind}"
+            scales = [part.scales for part in parts if part.scales is not None]
+            result[joint] = replace(
+                entry,
+                shape=shape,
+                parts=tuple(part.parts[0] for part in parts),
+                scales=np.concatenate(scales) if scales else None,
+            )
+        else:
+            result[table.to_single(name).replace("positional_embedding.weight", "positional_embedding")] = entry
+    return result
+
+
+def _check_fits_single(model: Model) -> bool:
+    """Raise ModelError if a single file would lose what the configurations say; tell whether it is of family 2.x."""
+    unet = UNetConfig.from_dict(model.unet)
+    openclip = unet.use_linear_projection
+    shapes = {name: expected_shapes(name, getattr(model, name)) for name in NETWORKS}
+    text = TextEncoderConfig.from_dict(model.text_encoder)
+    inferred = (
+        (unet, UNetConfig.from_dict(infer_unet(shapes["unet"]))),
+        (VaeConfig.from_dict(model.vae), VaeConfig.from_dict(infer_vae(shapes["vae"]))),
+        (text, TextEncoderConfig.from_dict(infer_text_encoder(shapes["text_encoder"], openclip))),
+    )
+    for own, other in inferred:
+        for key, value in vars(own).items():
+            if key not in {"sample_size", "latent_rgb_factors"} and value != vars(other)[key]:
+                raise ModelError(
+                    f"{model.path}: its {key} is {value}, where a single file stands for {vars(other)[key]}; "
+                    "only models of the shapes of Stable Diffusion 1.x and 2.x have that layout; write a folder"
+                )
+    if not model.open_tokenizer(text.vocab_size).is_clip:
+        raise ModelError(f"{model.path}: its tokenizer is not CLIP's, which a single file stands for; write a folder")
+    return openclip
+
+
+def _single_metadata(model: Model) -> dict[str, str]:
+    """Say in ModelSpec's terms what a single file's tensors do not."""
+    velocity = model.scheduler.get("prediction_type") == "v_prediction"
+    family = "v1"
+    if UNetConfig.from_dict(model.unet).use_linear_projection:
+        family = "v2-768-v" if velocity else "v2-512"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{family}",
+        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_file(target: Path, tensors: Mapping[str, Entry], dtype: str | None, metadata: Mapping[str, str]) -> Progress:
+    total = sum(entry.nbytes(dtype) for entry in tensors.values())
+    check_space(target, total)
+
+    def run() -> Progress:
+        with unfinished(target, Path.unlink) as path:
+            for done in write_safetensors(path, tensors, dtype, metadata):
+                yield done, total
+
+    return run()
+
+
+def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
+    components = {name: _component(model, name) for name in NETWORKS}
+    total = sum(entry.nbytes(dtype) for tensors in components.values() for entry in tensors.values())
+    check_space(target, total)
+
+    def run() -> Progress:
+        with unfinished(target, shutil.rmtree) as folder:
+            folder.mkdir()
+            _write_settings(folder, model)
+            before = 0
+            for name, tensors in components.items():
+                done = 0
+                for done in write_safetensors(folder / name / WEIGHT_FILES[name], tensors, dtype, {"format": "pt"}):
+                    yield before + done, total
+                before += done
+
+    return run()
+
+
+def _write_settings(folder: Path, model: Model) -> None:
+    """Write everything of a diffusers folder but the weights."""
+    classes = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", model.scheduler.get("_class_name", "PNDMScheduler")],
+    }
+    index = {"_class_name": PIPELINE, **classes, "safety_checker": [None, None], "feature_extractor": [None, None]}
+    _write_json(folder / "model_index.json", index | ({"_defaults": model.defaults} if model.defaults else {}))
+    for name in NETWORKS:
+        own = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+        kind = own if name == "text_encoder" else {"_class_name": CLASSES[name][0]}
+        _write_json(folder / name / "config.json", kind | getattr(model, name))
+    known = {key: value for key, value in model.scheduler.items() if value is not None}
+    _write_json(folder / "scheduler" / "scheduler_config.json", known)
+    own_tokenizer = model.path / "tokenizer"
+    if own_tokenizer.is_dir():
+        shutil.copytree(own_tokenizer, folder / "tokenizer")
+    else:
+        model.open_tokenizer(TextEncoderConfig.from_dict(model.text_encoder).vocab_size).save(folder / "tokenizer")
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
