@@ -33,7 +33,7 @@ from bench.quality import psnr
 from bench.results import RESULTS, circumstances, command, write
 from sd_numba import StableDiffusionPipeline, kernels
 from sd_numba.checkpoints.opening import embedded_model_path
-from sd_numba.pipeline import to_pil
+from sd_numba.pictures.arrays import to_pil
 
 LEAST_PSNR = {"bf16": 35.0, "int8": 28.0}  # dB, of the median over the prompts
 MOST_RMS = {"bf16": 1e-2, "int8": 4e-2}  # relative, of a pass of the UNet

@@ -8,6 +8,7 @@ from .diffusers_api.pipelines import (
     DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
 )
 from .diffusers_api.schedulers import (
     DDIMScheduler,
@@ -23,7 +24,7 @@ from .diffusers_api.schedulers import (
 )
 from .errors import DownloadError, InputError, ModelError, SdNumbaError
 from .generation.loop import Step
-from .pipeline import PipelineOutput, StableDiffusionPipeline
+from .pipeline import PipelineOutput
 from .samplers.generators import Generator
 
 __all__ = [

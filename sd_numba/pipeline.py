@@ -1,34 +1,35 @@
-"""From a prompt, or a picture, to a picture: tokenizer, text encoder, sampler and UNet on latents, decoder.
+"""From a prompt, or a picture, to pictures: the class that Python programs call.
 
-The pipeline yields its steps, so that progress bars, previews, cancelling and resuming need no callbacks; calling it
-drains them.
+It yields its steps, so that progress bars, previews, cancelling and resuming need no callbacks; calling it runs all
+of them.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, overload
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from . import kernels
-from .checkpoints.opening import open_model
+from .checkpoints.finding import find_tagged, named_embeddings
+from .checkpoints.opening import Model, open_model
 from .checks import check_choice, check_prompts, check_whole, resolve_seeds
-from .diffusers_api.schedulers import CompatibleParts, Scheduler, check_opening, without_idle
 from .errors import InputError
-from .generation.loop import Step, sample
-from .generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES
-from .generation.request import check_request
-from .samplers.generators import noise_of
+from .generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES, Lora, ModelParts
+from .generation.request import check_request, prompts_of
+from .generation.run import Generation
+from .generation.settings import Settings
+from .prompts.syntax import expand_variants
+from .prompts.tags import split_tags
+
+P = TypeVar("P", bound="Pipeline")
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 MAX_PICTURES = 1000  # of a prompt in one call
-
-Callback = Callable[..., Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,30 @@ class PipelineOutput:
     nsfw_content_detected: None = None
 
 
-class StableDiffusionPipeline(CompatibleParts):
+class Pipeline(ModelParts):
     """Text to image, image to image and inpainting with a model of the Stable Diffusion 1.x and 2.x families.
 
-    `from_pretrained` opens one; its attributes are those of `sd_numba.generation.model.ModelParts`.
+    `from_pretrained` opens a model. `sd_numba.StableDiffusionPipeline` is this class with diffusers' methods added.
 
-    Examples
-    --------
-    >>> from sd_numba import StableDiffusionPipeline
-    >>> pipe = StableDiffusionPipeline.from_pretrained()
-    >>> out = pipe("a red apple on a blue background", num_inference_steps=20, guidance_scale=4, seed=42)
-    >>> out.images[0].save("apple.png")
+    Attributes
+    ----------
+    tokenizer, text_encoder, unet, vae
+        The networks; each can be called by itself.
+    lora_dir, embedding_dir : path, optional
+        Folders of the LoRAs that ``<lora:NAME:WEIGHT>`` in prompts means, and of the textual inversion embeddings that
+        prompts name.
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("height", "width", "num_inference_steps")
-    """Arguments of a call that may follow the prompt without their names."""
-    _interrupt = False  # set by callbacks to end the run with what there is, as in diffusers
+    lora_dir: str | os.PathLike[str] | None = None
+    embedding_dir: str | os.PathLike[str] | None = None
+
+    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
+        super().__init__(model, taesd, precision)
+        self._words: set[str] = set()  # of embeddings that prompts have named
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[P],
         model: str | os.PathLike[str] | None = None,
         *,
         precision: str = "f32",
@@ -71,111 +76,86 @@ class StableDiffusionPipeline(CompatibleParts):
         vae: str | os.PathLike[str] | None = None,
         taesd: str | os.PathLike[str] | None = None,
         vae_tiling: str = "auto",
-        scheduler: Scheduler | None = None,
-        **idle: Any,
-    ) -> StableDiffusionPipeline:
+        lora_dir: str | os.PathLike[str] | None = None,
+        embedding_dir: str | os.PathLike[str] | None = None,
+    ) -> P:
         """Open a model.
 
         Parameters
         ----------
         model : path, optional
-            Folder in diffusers layout, ``.safetensors`` file with everything in it, or id of a model that was
-            downloaded; without it, the small model that comes with the package.
+            Folder in diffusers layout, ``.safetensors`` file of a whole model, or id of a downloaded model; by default
+            the small model that comes with the package.
         precision : {"f32", "bf16", "int8", "auto"}
-            Of the products in the UNet and, if not ``f32``, in ``bf16`` those of the autoencoder: the coarser, the
-            faster. ``auto`` is the fastest that this CPU has instructions for, but ``f32`` for small models, which gain
-            nothing; a precision that the CPU lacks becomes ``f32``, with a warning. ``int8`` makes weights of bytes, in
-            memory, unless the file has them.
+            Arithmetic of the matrix products in the UNet; with ``bf16`` and ``int8``, the autoencoder computes in
+            ``bf16``. Coarser is faster. ``auto`` is the fastest that this CPU has instructions for, but ``f32`` for
+            small models, which gain nothing. If the CPU lacks the instructions, ``f32`` is used, with a warning.
+            ``int8`` quantises the weights in memory unless the file holds int8 weights.
         weights : {"auto", "mmap", "packed"}
             Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
             whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
         vae : path, optional
             File or folder of another autoencoder, instead of the model's own.
         taesd : path, optional
-            File or folder of a tiny autoencoder that takes the place of either, as for
-            `sd_numba.checkpoints.opening.open_taesd`.
+            File or folder of a tiny autoencoder that replaces either, as for `sd_numba.checkpoints.opening.open_taesd`.
         vae_tiling : {"auto", "on", "off"}
-            The attribute of that name.
-        scheduler : Scheduler, optional
-            What to sample with by default, instead of the model's own.
-        **idle
-            Other arguments of diffusers, which have no effect: `sd_numba.diffusers_api.schedulers.IDLE_OPENING`.
+            Whether large pictures are decoded in strips; ``auto``: only if memory would be short.
+        lora_dir, embedding_dir : path, optional
+            The attributes of these names.
 
         Raises
         ------
         ModelError
             If files are missing, damaged, or of another kind of model.
         InputError
-            If precision, weights or vae_tiling is none of the above, or an argument is unknown.
+            If precision, weights or vae_tiling is none of the above.
         """
-        check_opening(idle)
         check_choice("weights", weights, WEIGHT_POLICIES)
         check_choice("vae_tiling", vae_tiling, TILINGS)
         pipe = cls.open(model, precision=precision, vae=vae, taesd=taesd)
-        pipe.vae_tiling = vae_tiling
+        pipe.vae_tiling, pipe.lora_dir, pipe.embedding_dir = vae_tiling, lora_dir, embedding_dir
         pipe.prepare(weights)
-        if scheduler is not None:
-            pipe.scheduler = scheduler
         return pipe
-
-    from_single_file = from_pretrained
 
     @classmethod
     def open(
-        cls,
+        cls: type[P],
         model: str | os.PathLike[str] | None = None,
         *,
         precision: str = "f32",
         vae: str | os.PathLike[str] | None = None,
         taesd: str | os.PathLike[str] | None = None,
-    ) -> StableDiffusionPipeline:
-        """Do what `from_pretrained` does, but for what takes a compiled kernel: that is left to `prepare`.
+    ) -> P:
+        """Do the part of `from_pretrained` that needs no compiled kernel; `prepare` does the rest.
 
-        So the command line can tell errors, and change the model, before it compiles.
+        So the command line can report errors, and change the model, before it compiles.
         """
         check_choice("precision", precision, PRECISIONS)
         return cls(open_model(model, vae, needs_vae=taesd is None), taesd, precision)
 
-    @overload
-    def __call__(
-        self, prompt: str | Sequence[str], *more: Any, return_dict: Literal[True] = True, **options: Any
-    ) -> PipelineOutput: ...
-
-    @overload
-    def __call__(
-        self, prompt: str | Sequence[str], *more: Any, return_dict: Literal[False], **options: Any
-    ) -> tuple[Any, None]: ...
-
     def __call__(
         self,
         prompt: str | Sequence[str],
-        *more: Any,
+        *,
         num_images_per_prompt: int = 1,
         output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callback | None = None,
+        paste_back: bool = True,
         **options: Any,
-    ) -> PipelineOutput | tuple[Any, None]:
+    ) -> PipelineOutput:
         """Make pictures.
 
         Parameters
         ----------
         prompt : str or list of str
-        *more
-            Those that `positional` names.
         num_images_per_prompt : int
-            How many pictures of each prompt.
+            Pictures of each prompt.
         output_type : {"pil", "np", "latent"}
             PIL images; float32 ``(b, h, w, 3)`` in [0, 1]; or the sampler's last latents, float32
             ``(b, 4, h/8, w/8)``, still scaled.
-        return_dict : bool
-            False returns ``(images, None)``.
-        callback_on_step_end : callable, optional
-            Called after each call of the network as ``callback(pipe, index, timestep, {"latents": latents})``; if it
-            returns a mapping, its ``latents`` are gone on with. If it sets ``pipe._interrupt``, the run ends.
+        paste_back : bool
+            Whether pixels outside `mask_image` are exactly those of `image`.
         **options
-            Those of `generate`; those of diffusers in `sd_numba.diffusers_api.schedulers.IDLE_CALL`, as long as they
-            change nothing.
+            Those of `generate`.
 
         Returns
         -------
@@ -184,63 +164,39 @@ class StableDiffusionPipeline(CompatibleParts):
         Raises
         ------
         InputError
-            If an argument does not fit.
+            If an argument cannot be used.
         ModelError
-            If the model makes no numbers (NaN).
+            If a network returns NaN.
         """
+        return self._make(prompt, num_images_per_prompt, output_type, paste_back, options, run_all)
+
+    def _make(
+        self,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int,
+        output_type: str,
+        paste_back: bool,
+        options: Mapping[str, Any],
+        run_steps: Callable[[Generation], float],
+    ) -> PipelineOutput:
+        """Make pictures; `run_steps` runs the steps, and returns the seconds that they took."""
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        options = without_idle({**self._named(more, options), **options})
-        prompts = check_prompts("prompt", prompt)
+        prompts, options = check_prompts("prompt", prompt), dict(options)
         check_whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
         negatives = check_prompts("negative_prompt", options.get("negative_prompt") or "")
         if len(negatives) == len(prompts):
             options["negative_prompt"] = [n for n in negatives for _ in range(num_images_per_prompt)]
-        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
-        if options.get("generator") is None:
-            options["seed"] = seeds = resolve_seeds(options.get("seed"), len(prompts))
-        else:
-            seeds = noise_of(options["generator"], len(prompts))[1]
         start = time.perf_counter()
-        steps = self.generate(prompts, **options)
+        run = self.generate([p for p in prompts for _ in range(num_images_per_prompt)], **options)
         with kernels.reuse():
-            latents, sampling = self._drain(steps, callback_on_step_end)
+            sampling = run_steps(run)
             seconds = {"sampling": sampling, "text": time.perf_counter() - start - sampling}
-            images: Any = latents
+            images: Any = run.latents
             if output_type != "latent":
                 start = time.perf_counter()
-                images = self.decode(latents)
+                images = run.images(paste_back) if output_type == "pil" else run.arrays(paste_back)
                 seconds["decode"] = time.perf_counter() - start
-        images = to_pil(images) if output_type == "pil" else images
-        return PipelineOutput(images, seeds, seconds) if return_dict else (images, None)
-
-    def _named(self, more: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Name the arguments that follow the prompt without names."""
-        names, known = self.positional[: len(more)], " and ".join(self.positional)
-        if len(more) > len(names) or any(name in options for name in names):
-            raise InputError(f"found {len(more)} arguments after the prompt without names, expected at most {known}")
-        return dict(zip(names, more, strict=True))
-
-    def _drain(
-        self, steps: Generator[Step, np.ndarray | None, None], callback: Callback | None
-    ) -> tuple[np.ndarray, float]:
-        """Run all steps; returns the last latents, and the seconds that the steps took."""
-        self._interrupt = False
-        step, seconds = next(steps, None), 0.0
-        if step is None:
-            raise InputError("state: found that of the last step, expected one with steps to make; decode its latents")
-        while True:
-            latents, sent = step.latents, None
-            seconds += step.seconds
-            if callback is not None:
-                changed = callback(self, step.index, step.timestep, {"latents": latents})
-                if changed and changed.get("latents", latents) is not latents:
-                    latents = sent = np.asarray(changed["latents"], np.float32)
-            try:
-                if self._interrupt:
-                    return latents, seconds
-                step = steps.send(sent)
-            except StopIteration:
-                return latents, seconds
+        return PipelineOutput(images, run.request.seeds, seconds)
 
     def generate(
         self,
@@ -260,6 +216,7 @@ class StableDiffusionPipeline(CompatibleParts):
         image: Any = None,
         mask_image: Any = None,
         strength: float | None = None,
+        expand: Sequence[int] | None = None,
         prompt_syntax: str = "plain",
         clip_skip: int | None = None,
         hires_scale: float | None = None,
@@ -269,34 +226,36 @@ class StableDiffusionPipeline(CompatibleParts):
         cache: str | None = None,
         tome: float = 0.0,
         state: Mapping[str, Any] | None = None,
-    ) -> Generator[Step, np.ndarray | None, None]:
+    ) -> Generation:
         """Check the arguments, then return an iterator over the steps.
 
         Parameters
         ----------
         prompt : str or list of str
-            One picture each.
+            One picture each, or with the syntax ``a1111`` one for each of its variants ``{red|green}``.
         negative_prompt : str or list of str, optional
             What to steer away from.
         width, height : int, optional
             Pixels; multiples of the VAE factor (8 for SD 1.5). By default those of `latents` or `image`, or what the
             model was made for.
         num_inference_steps : int, optional
-            By default one of `defaults`, as the next two.
+            Sampling steps. By default the model's own, in `defaults`, as for `guidance_scale` and `scheduler`.
         guidance_scale : float, optional
-            Of classifier-free guidance (Ho and Salimans, arXiv:2207.12598); up to 1 there is none, and half the work.
+            Scale of classifier-free guidance (Ho and Salimans, arXiv:2207.12598); up to 1 there is none, which halves
+            the work.
         seed : int or list of int, optional
-            Of the first picture (the others count on from there), or of each; random by default.
+            Seed of the first prompt (the others count on from there), or one for each; random by default. The variants
+            of a prompt share its seed.
         generator : Generator or torch.Generator, or list of these, optional
-            Where the noise comes from instead, as in diffusers: one for each picture, or one for all. The next run goes
-            on where this one ends, so the seeds of the output, those that the generators began with, do not tell one
-            such run from the next.
+            Source of the noise instead of a seed, as in diffusers: one for each picture, or one for all. The next run
+            continues where this one ends, so the output's seeds, those that the generators started with, do not tell
+            two such runs apart.
         scheduler : str, optional
             One of `scheduler_names`.
         eta : float
             Noise that ``ddim`` adds.
         rng : {"cpu", "cuda"}
-            Whose random numbers a seed stands for: torch's on the CPU, or on a GPU.
+            Random generator that a seed is for: torch's on the CPU, or on a GPU.
         latents : ndarray, optional
             Noise of unit variance to start from, ``(b, 4, h/8, w/8)``.
         image : picture or list of pictures, optional
@@ -305,44 +264,131 @@ class StableDiffusionPipeline(CompatibleParts):
         mask_image : likewise, optional
             Where to paint: white; black stays as it is in `image`. Arrays are ``(h, w)`` or ``(b, h, w)``.
         strength : float, optional
-            How much of the schedule is run, and so of `image` is lost, in [0, 1]: by default 0.8, with a mask 1.
+            How far to change `image`: 0 keeps it, 1 ignores it. By default 0.8, or 1 with a mask, as in diffusers;
+            recipes and the command line have 0.75, as stable-diffusion.cpp.
+        expand : sequence of int, optional
+            Pixels to paint beyond the left, top, right and bottom side of `image`. `width` and `height` are then those
+            of the result.
         prompt_syntax : {"plain", "a1111"}
-            Whether prompts are read as diffusers does, where brackets mean nothing and what is longer than 75 tokens is
-            cut, or as AUTOMATIC1111's web UI does: ``(word:1.2)``, ``[word]``, ``[from:to:when]``, ``BREAK``, any
-            length. The command line's default is the second.
+            ``plain`` reads prompts as diffusers does: brackets mean nothing, and text beyond 75 tokens is cut off.
+            ``a1111`` reads them as AUTOMATIC1111's web UI does: ``(word:1.2)``, ``[word]``, ``[from:to:when]``,
+            ``BREAK``, ``{red|green}``, ``<lora:name:weight>``, any length. It is the command line's default.
         clip_skip : int, optional
-            Layers at the end of the text encoder that are left out.
+            Layers at the end of the text encoder to leave out.
         hires_scale : float, optional
-            Refine the picture at this many times its size on each side, in a second pass over its enlarged latents.
+            Enlarge the latents by this factor on each side and refine them in a second pass.
         hires_steps : int, optional
-            Of the second pass's schedule; by default as many as of the first.
+            Steps of the second pass's schedule; by default as many as of the first.
         hires_strength : float, optional
             `strength` of the second pass, by default 0.7.
         cfg_interval : pair of float
-            Share of the steps at which guidance begins, and at which it ends (Kynkäänniemi et al., arXiv:2404.07724):
-            the steps outside take half the time.
+            Share of the steps at which guidance begins, and at which it ends (Kynkäänniemi et al., arXiv:2404.07724);
+            steps outside take half the time.
         cache : str, optional
-            ``deepcache:N``: only every N-th call computes the whole UNet (Ma et al., "DeepCache", arXiv:2312.00858).
+            ``deepcache:N``: compute the whole UNet only in every N-th call (Ma et al., "DeepCache", arXiv:2312.00858).
         tome : float
             Share of tokens, up to 0.75, that self-attention merges (Bolya and Hoffman, arXiv:2303.17604).
         state : mapping, optional
-            That of a `Step`, to go on after it; the other arguments must be as they were, with the seeds that were
+            That of a `Step`, to continue after it; the other arguments must be as they were, with the seeds that were
             drawn.
 
         Returns
         -------
-        generator of Step
-            Latents that are sent to it take the place of those of the last step.
+        Generation
+            Iterates over `Step` objects; latents sent to it replace those of the last step. Its method `images` returns
+            the pictures at the end.
 
         Raises
         ------
         InputError
-            If an argument does not fit.
+            If an argument cannot be used.
         """
-        options = {name: value for name, value in locals().items() if name not in {"self", "state"}}
-        return sample(self, check_request(self, **options), state)
+        settings = Settings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            eta=eta,
+            rng=rng,
+            image=image,
+            mask_image=mask_image,
+            strength=strength,
+            expand=None if expand is None else tuple(expand),
+            hires_scale=hires_scale,
+            hires_steps=hires_steps,
+            hires_strength=hires_strength,
+            cfg_interval=cfg_interval,
+            cache=cache,
+            tome=tome,
+        )
+        loras = self.loras
+        if prompt_syntax == "a1111":
+            settings, tagged = self._read_prompts(settings, streamed=generator is not None)
+            loras += tagged
+        return self.run(settings, generator=generator, latents=latents, state=state, loras=loras)
+
+    def run(
+        self,
+        settings: Settings,
+        *,
+        generator: Any = None,
+        latents: np.ndarray | None = None,
+        state: Mapping[str, Any] | None = None,
+        loras: tuple[Lora, ...] | None = None,
+    ) -> Generation:
+        """Do what `generate` does, for prompts without variants and tags.
+
+        `loras` are those of the run, by default those that `load_lora_weights` added.
+        """
+        request = check_request(self, settings, generator=generator, latents=latents)
+        return Generation(self, request, state, self.loras if loras is None else loras)
+
+    def _read_prompts(self, settings: Settings, streamed: bool) -> tuple[Settings, tuple[Lora, ...]]:
+        """Read what AUTOMATIC1111's syntax says beside the text: variants, tags of LoRAs, names of embeddings.
+
+        `streamed`: the noise comes from generators, not from seeds.
+        """
+        prompts, negatives = prompts_of(settings)
+        variants = [expand_variants(prompt) for prompt in prompts]
+        changes: dict[str, Any] = {}
+        if not streamed:
+            seeds = resolve_seeds(settings.seed, len(prompts))
+            changes["seed"] = [seed for seed, texts in zip(seeds, variants, strict=True) for _ in texts]
+        if len(negatives) > 1:
+            changes["negative_prompt"] = [text for text, texts in zip(negatives, variants, strict=True) for _ in texts]
+        read = [split_tags(text) for texts in variants for text in texts]
+        tags = read[0][1]
+        if any(others != tags for _, others in read):
+            raise InputError("prompt: pictures made together must have the same LoRAs; make the others in another call")
+        texts = [text for text, _ in read]
+        for word, path in named_embeddings(self.embedding_dir, (*texts, *negatives)).items():
+            if word not in self._words:
+                self.load_textual_inversion(path, token=word)
+                self._words.add(word)
+        loras = tuple((str(find_tagged(name, self.lora_dir)), unet, text) for name, (unet, text) in tags)
+        return replace(settings, prompt=texts, **changes), loras
 
 
-def to_pil(images: np.ndarray) -> list[Image.Image]:
-    """Turn float pictures ``(b, h, w, 3)`` in [0, 1] into PIL images."""
-    return [Image.fromarray(picture) for picture in (images * 255).round().astype(np.uint8)]
+def run_all(run: Generation) -> float:
+    """Make all steps of a run; returns the seconds that they took.
+
+    Raises
+    ------
+    InputError
+        There is none to make.
+    """
+    seconds = [step.seconds for step in run]
+    if not seconds:
+        raise no_steps()
+    return sum(seconds)
+
+
+def no_steps() -> InputError:
+    """Return the error for a state after which there is no step to make."""
+    return InputError("state: the run is already complete; decode its latents")

@@ -15,10 +15,14 @@ from typing import Any
 import click
 
 from .. import kernels
-from ..errors import SdNumbaError
+from ..errors import InputError, SdNumbaError
+from ..generation.settings import settings_of
+from ..recipes.recipe import Recipe
 
 EXAMPLE = 'sd-numba generate "a red apple on a blue background"'
 
+
+_TYPED = "sd_numba.typed"  # key of the context
 
 # Our own errors say in one line what is wrong with a path; click's take four.
 ANY_PATH = click.Path(readable=False)
@@ -27,6 +31,35 @@ ANY_PATH = click.Path(readable=False)
 def printable(text: str) -> str:
     """Text from a file, for a terminal: control characters, with which files could command it, are shown as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+class Command(click.Command):
+    """A command whose errors name the flags that were typed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what was typed."""
+        ctx.meta[_TYPED] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            about = settings_of(Recipe).get(error.name or "")
+            text = error.spelled(lambda name: flag_of(ctx, name), about.offset if about else 0)
+            raise click.ClickException(text) from None
+
+
+def flag_of(ctx: click.Context, name: str) -> str:
+    """Return the flag that was typed for a parameter, or else its first long one; other names as they are."""
+    flags = next((param.opts for param in ctx.command.params if param.name == name), [])
+    flags = [flag for flag in flags if flag.startswith("-")]
+    for arg in ctx.meta.get(_TYPED, ()):
+        for flag in flags:
+            if arg == flag or arg.startswith(f"{flag}=" if flag.startswith("--") else flag):
+                return flag
+    return next((flag for flag in flags if flag.startswith("--")), name)
 
 
 class Group(click.Group):

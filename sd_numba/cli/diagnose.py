@@ -16,7 +16,7 @@ from ..networks.clip import TextEncoder, TextEncoderConfig
 from ..networks.unet import UNet, UNetConfig
 from ..samplers.schedule import NoiseSchedule
 from ..tools import profile
-from .common import model_argument, threads_option, warm_up
+from .common import Command, model_argument, threads_option, warm_up
 
 CLIP_PROMPTS = ("a cat on a beach", "a red apple on a blue background", "")
 NOISE_TIMES = (1, 10, 100, 500, 750, 999)
@@ -67,7 +67,7 @@ def noise_test() -> None:
             click.echo(f"{t:>6}" + "".join(f"{value:12.6g}" for value in values))
 
 
-@click.command("diffusion-test")
+@click.command("diffusion-test", cls=Command)
 @model_argument
 @threads_option
 @click.option("-W", "--width", type=int, help="Pixels.  [default: the model's own]")

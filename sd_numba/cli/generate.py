@@ -15,23 +15,22 @@ from click.core import ParameterSource
 from .. import kernels
 from ..checkpoints.opening import open_taesd
 from ..checks import check_whole
-from ..errors import InputError
+from ..errors import InputError, argument
 from ..generation.model import PRODUCTS
 from ..generation.state import load_state
 from ..pictures.preview import Previewer
-from ..pipeline import StableDiffusionPipeline
+from ..recipes.infotext import recipe_text
 from ..recipes.png import check_output, read_parameters
 from ..recipes.recipe import Recipe
-from ..samplers import canonical_sampler_name
+from ..studio import Studio, find_model
 from .common import EXAMPLE, warm_up
-from .jobs import Job, plan_jobs, settings_of_file, skipped_layers
-from .options import RECIPE, generate_options
-from .plan import KEPT, Order, check_files, complete, find_model, infotext, open_pipeline
+from .options import GroupedCommand, generate_options
+from .plan import KEPT, Job, Order, given_settings, opening_of, plan_jobs, settings_of_file
 from .progress import Keeper, Previews
 from .run import Maker
 from .terminal import Screen
 
-NO_PROMPT = f"""found no prompt; say what to draw, for example:
+NO_PROMPT = f"""no prompt; say what to draw, for example:
 
   {EXAMPLE}
   sd-numba generate "a penguin holding an ice cream cone in the snow"
@@ -45,7 +44,7 @@ HOW = {"threads", "preview", "preview_interval", "preview_path", "profile", "ver
 MAX_INTERVAL = 1_000_000  # steps from one preview to the next
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @generate_options
 @click.pass_context
 def generate(context: click.Context, **options: Any) -> None:
@@ -54,32 +53,30 @@ def generate(context: click.Context, **options: Any) -> None:
     Example: sd-numba generate "a red apple on a blue background" --steps 20 --seed 42 -o apple.png
     """
     kernels.set_threads(options["threads"])
-    check_whole("preview-interval", options["preview_interval"], 1, MAX_INTERVAL)
+    check_whole("preview_interval", options["preview_interval"], 1, MAX_INTERVAL)
     start = time.perf_counter()
     if options["resume"] is not None:
-        order, pipe, keeper = _kept(context, options["resume"])
+        order, studio, keeper = _kept(context, options["resume"])
     else:
-        order, pipe = _ordered(options)
+        order, studio = _ordered(options)
         path = Path(options["state"] or f"{order.sheet[0][0]}.state")
         if path.exists():
-            click.echo(
-                f"Note: {path} is there, of a run that was stopped; --resume {path} would go on with it", err=True
-            )
+            click.echo(f"Note: {path} holds an unfinished run; continue it with --resume {path}", err=True)
         keeper = Keeper(path, order, always=options["state"] is not None)
-    maker = Maker(pipe, order, keeper, _previews(pipe, order.settings["taesd"], options), options["profile"])
+    maker = Maker(studio, order, keeper, _previews(studio, order.settings["taesd"], options), options["profile"])
     maker.check()
     _warn_about_size(order.jobs)
     maker.stages["load"] = time.perf_counter() - start
-    warm_up(*PRODUCTS[pipe.precision])
+    warm_up(*PRODUCTS[studio.pipe.precision])
     start = time.perf_counter()
-    pipe.prepare(order.settings["weights"])
+    studio.prepare()
     maker.stages["load"] += time.perf_counter() - start
     try:
         maker.make()
     except (KeyboardInterrupt, SystemExit) as stop:
         if not keeper.keep():
             raise
-        advice = f"go on with: sd-numba generate --resume {shlex.quote(str(keeper.path))}"
+        advice = f"continue with: sd-numba generate --resume {shlex.quote(str(keeper.path))}"
         if isinstance(stop, KeyboardInterrupt):
             raise KeyboardInterrupt(advice) from None
         click.echo(f"\nstopped; {advice}", err=True)
@@ -90,29 +87,31 @@ def generate(context: click.Context, **options: Any) -> None:
             click.echo(f"{stage:<12}{seconds:8.2f} s", err=True)
 
 
-def _kept(context: click.Context, file: str) -> tuple[Order, StableDiffusionPipeline, Keeper]:
+def _kept(context: click.Context, file: str) -> tuple[Order, Studio, Keeper]:
     """Read what a stopped run left: what to make, the model, and how far it is."""
     for name in context.params:
         if name not in HOW and context.get_parameter_source(name) not in {ParameterSource.DEFAULT, None}:
-            raise InputError(f"--resume: found {name} beside it; the settings are those of the run that was stopped")
+            raise InputError(
+                f"--resume: {argument(name)} cannot be given as well; the settings are those of the unfinished run"
+            )
     state, about = load_state(file)
     try:
         order = Order.from_json(about)
         check_whole("done", about.get("done"), 0, len(order.jobs))
-        pipe = open_pipeline(order.settings, order.jobs)
-        check_files(order.jobs, pipe)
+        studio = Studio(opening_of(order.settings))
+        studio.check_files(order.jobs)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return order, pipe, Keeper(Path(file), order, about["done"], always=True, state=state)
+    return order, studio, Keeper(Path(file), order, about["done"], always=True, state=state)
 
 
-def _ordered(options: Mapping[str, Any]) -> tuple[Order, StableDiffusionPipeline]:
+def _ordered(options: Mapping[str, Any]) -> tuple[Order, Studio]:
     """Work out which pictures the options ask for."""
     prompt = options["prompt"] if options["prompt"] is not None else options["prompt_option"]
     if options["prompt"] is not None and options["prompt_option"] is not None:
-        raise click.UsageError("found two prompts, as an argument and with -p; expected one")
+        raise click.UsageError("two prompts, an argument and -p; give one of them")
     if prompt is not None and options["prompt_file"] is not None:
-        raise click.UsageError("found a prompt and a prompt file; expected one of them")
+        raise click.UsageError("a prompt and --prompt-file; give one of them")
     base, settings = None, {name: options[name] for name in KEPT}
     if options["from_file"] is not None:
         base = _again(options["from_file"], settings, options)
@@ -120,30 +119,35 @@ def _ordered(options: Mapping[str, Any]) -> tuple[Order, StableDiffusionPipeline
         raise click.UsageError(NO_PROMPT)
     settings["precision"] = settings["precision"] or (base.precision if base else "f32")
     settings["vae_tiling"] = settings["vae_tiling"] or ("auto" if base is None else "on" if base.vae_tiling else "off")
-    check_whole("batch-size", settings["batch_size"], 1, MAX_BATCH_SIZE)
-    jobs = plan_jobs(base, _given(options), prompt, options["prompt_file"], options["batch_count"], options["output"])
-    pipe = open_pipeline(settings, jobs)
-    completed = tuple(complete(job, pipe, settings, options["spacing"], options["loras"]) for job in jobs)
+    check_whole("batch_size", settings["batch_size"], 1, MAX_BATCH_SIZE)
+    given = given_settings(options)
+    _check_spacing(options["spacing"], given)
+    jobs = plan_jobs(base, given, prompt, options["prompt_file"], options["batch_count"], options["output"])
+    studio = Studio(opening_of(settings))
+    completed = tuple(
+        studio.complete(job, spacing=options["spacing"], loras=options["loras"], hashed=not settings["no_metadata"])
+        for job in jobs
+    )
     if base is not None:
         _note_other_files(base, completed[0].recipe)
     sheet = tuple((str(job.path), job.row) for job in completed)
     if len(jobs) > 1 and not options["overwrite"] and not settings["no_metadata"]:
         completed = _without_those_there(completed)
-    return Order(settings, completed, sheet), pipe
+    return Order(settings, completed, sheet), studio
 
 
 def _again(file: str, settings: dict[str, Any], options: Mapping[str, Any]) -> Recipe:
     """Read how a picture was made, and choose its model."""
     base, notes = settings_of_file(file)
     for note in notes:
-        if note.startswith("Sampler ") and options["sampler"] is None:
+        if note.startswith("Sampler ") and options["scheduler"] is None:
             raise InputError(f"{file}: {note.replace('left out; choose', 'choose with --sampler')}")
         click.echo(f"Note: {file}: {note}", err=True)
     if settings["model"] is None:
         try:
             settings["model"] = find_model(base)
         except InputError as error:
-            raise InputError(f"{file}: {error}") from None
+            raise InputError(f"{file}: {error.text}") from None
     for name in ("vae", "taesd"):
         wanted = getattr(base, name)
         if wanted is not None and options[name] is None:
@@ -159,31 +163,22 @@ def _note_other_files(base: Recipe, recipe: Recipe) -> None:
             click.echo(f"Note: {name} was another file (hash {digest}, now {now[name]})", err=True)
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe that options set."""
-    given = {field: options[name] for name, field in RECIPE.items() if options[name] is not None}
-    other = {"karras": "exponential", "exponential": "karras"}.get(options["spacing"])
-    if other and "scheduler" in given and canonical_sampler_name(given["scheduler"]).endswith(f"-{other}"):
+def _check_spacing(spacing: str | None, given: Mapping[str, Any]) -> None:
+    """Raise InputError if a sampler's name and ``--scheduler`` ask for different spacings."""
+    other = {"karras": "exponential", "exponential": "karras"}.get(spacing or "")
+    if other and given.get("scheduler", "").endswith(f"-{other}"):
         raise InputError(
-            f"scheduler: found {options['spacing']} for sampler {given['scheduler']}, expected one spacing or the other"
+            f"{argument('spacing')} {spacing} and {argument('scheduler')} {given['scheduler']} "
+            "ask for different spacings; choose one"
         )
-    if "clip_skip" in given:
-        given["clip_skip"] = skipped_layers(given["clip_skip"])
-    if given.get("seed", 0) < 0:
-        given["seed"] = None
-    if "init_image" in given:
-        given["init_hash"] = None
-    if "mask_image" in given:
-        given["mask_hash"] = None
-    return given
 
 
 def _without_those_there(jobs: Sequence[Job]) -> tuple[Job, ...]:
     """Leave out the pictures that are there already, made with the same settings."""
     rest = []
     for job in jobs:
-        if job.path.is_file() and _says(job.path) == infotext(job.recipe):
-            click.echo(f"{job.path}  is there already; --overwrite makes it again")
+        if job.path.is_file() and _says(job.path) == recipe_text(job.recipe):
+            click.echo(f"{job.path}  exists already; --overwrite remakes it")
         else:
             rest.append(job)
     return tuple(rest)
@@ -196,15 +191,16 @@ def _says(path: Path) -> str | None:
         return None
 
 
-def _previews(pipe: StableDiffusionPipeline, taesd: str | None, options: Mapping[str, Any]) -> Previews:
+def _previews(studio: Studio, taesd: str | None, options: Mapping[str, Any]) -> Previews:
     kind = options["preview"]
     if kind != "none":
         check_output(options["preview_path"])
-    previewer = Previewer(kind, pipe.vae, open_taesd(taesd) if kind == "tae" and taesd is not None else None)
+    tiny = open_taesd(taesd) if kind == "tae" and taesd is not None else None
+    previewer = Previewer(kind, studio.pipe.vae, tiny)
     return Previews(previewer, options["preview_interval"], options["preview_path"], Screen(sys.stderr))
 
 
 def _warn_about_size(jobs: Sequence[Job]) -> None:
     for size in sorted({side for job in jobs for side in (job.recipe.width, job.recipe.height) if side}):
         if size % 64:
-            click.echo(f"Note: {size} pixels is not a multiple of 64; pictures may be less good.", err=True)
+            click.echo(f"Note: {size} pixels is not a multiple of 64; pictures may look worse.", err=True)

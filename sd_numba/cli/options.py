@@ -1,4 +1,8 @@
-"""The options of ``sd-numba generate``. Those that determine a picture have no defaults here: those are a recipe's."""
+"""The options of ``sd-numba generate``.
+
+Those that determine a picture follow from the fields of `sd_numba.generation.settings.Settings`. They have no defaults
+here: what is not given is up to the recipe and the model.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from typing import Any
 import click
 
 from ..generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES
+from ..generation.settings import Setting, Settings, defaults_of, settings_of
 from ..pictures.preview import PREVIEWS
-from ..prompts.encoding import SYNTAXES
-from ..recipes import recipe
-from ..samplers import SAMPLER_NAMES
-from .common import ANY_PATH, threads_option
+from ..recipes.recipe import SPACINGS as NAMED_SPACINGS
+from ..values import Choice, File, Kind, Number, Several, Whole
+from .common import ANY_PATH, Command, threads_option
 
-SPACINGS = ("normal", *recipe.SPACINGS)
-RECIPE: dict[str, str] = {}  # option -> field of `sd_numba.recipes.recipe.Recipe`
-SAMPLERS = ", ".join(name for name in SAMPLER_NAMES if not name.endswith(SPACINGS))
+SPACINGS = ("normal", *NAMED_SPACINGS)
+GROUPS = ("Prompt", "Model", "Sampling", "Start from a picture", "Larger and faster", "Output", "Run")
+OTHERS = GROUPS[-1]  # of options that name no group
 
 
 class Numbers(click.ParamType):
@@ -39,168 +43,147 @@ class Numbers(click.ParamType):
         return numbers
 
 
-def setting(*names: str, field: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Declare an option that sets this field of the recipe."""
-    RECIPE[next(name for name in names if not name.startswith("-"))] = field
-    return click.option(*names, **attributes)
+class GroupedOption(click.Option):
+    """An option in a group of the help."""
+
+    def __init__(self, *names: Any, group: str = OTHERS, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.group = group
+
+
+class GroupedCommand(Command):
+    """A command whose help lists options by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section for each group."""
+        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                rows[getattr(parameter, "group", OTHERS)].append(record)
+        for group, records in rows.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def option(group: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Declare an option of a group."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+def _type(kind: Kind) -> Any:
+    """Return click's type for a kind of value."""
+    if isinstance(kind, Several):
+        return Numbers(kind.example, float if isinstance(kind.kind, Number) else int)
+    if isinstance(kind, Choice):
+        return click.Choice(kind.words)
+    if isinstance(kind, File):
+        return ANY_PATH
+    return int if isinstance(kind, Whole) else float if isinstance(kind, Number) else str
+
+
+def _setting_option(name: str, about: Setting, default: Any) -> Callable[[Any], Any]:
+    shown = about.default
+    if shown is None and (default or about.offset):
+        value = default + about.offset if about.offset else default
+        shown = ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+    text = f"{about.help}  [default: {shown}]" if shown else about.help
+    return option(about.group, *about.flags, name, type=_type(about.kind), metavar=about.metavar, help=text)
+
+
+def setting_options(owner: type[Settings]) -> list[Callable[[Any], Any]]:
+    """Declare an option, named as the field, for every field that has flags."""
+    known, defaults = settings_of(owner), defaults_of(owner)
+    return [_setting_option(name, about, defaults.get(name)) for name, about in known.items() if about.flags]
 
 
 OPTIONS: list[Callable[[Any], Any]] = [
-    click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, instead of the argument."),
-    click.option(
-        "--prompt-file", type=ANY_PATH,
-        help="Prompts, one a line; or .csv, .json, .jsonl with settings for each: prompt, seed, steps...",
+    option("Prompt", "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, instead of the argument."),
+    option(
+        "Prompt", "--prompt-file", type=ANY_PATH,
+        help="File with a prompt on each line; or .csv, .json, .jsonl with settings for each picture.",
     ),
-    setting(
-        "-n", "--negative-prompt", "negative_prompt", field="negative_prompt", metavar="TEXT",
-        help="What to steer away from.",
-    ),
-    setting(
-        "--prompt-syntax", "prompt_syntax", field="prompt_syntax", type=click.Choice(SYNTAXES),
-        help="What (word:1.2), [a:b:0.5] and BREAK mean: as in AUTOMATIC1111 (the default), or nothing.",
-    ),
-    setting(
-        "--clip-skip", "clip_skip", field="clip_skip", type=int,
-        help="Layer of the text encoder to take, from its end; 1 is the last.  [default: 1]",
-    ),
-    click.option(
-        "-m", "--model", type=ANY_PATH,
+    option(
+        "Model", "-m", "--model", type=ANY_PATH,
         help="Folder in diffusers layout, .safetensors file, or id of a downloaded model.  [default: embedded model]",
     ),
-    click.option("--vae", type=ANY_PATH, help="Another VAE than the model's own: a .safetensors file or a folder."),
-    click.option(
-        "--taesd", type=ANY_PATH, help="File or folder of a tiny autoencoder: decodes in a fraction of the time."
+    option(
+        "Model", "--vae", type=ANY_PATH,
+        help="Another VAE in place of the model's own: a .safetensors file or a folder.",
     ),
-    click.option("--taesd-preview-only", is_flag=True, help="Use it for --preview tae alone."),
-    click.option(
-        "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
-        help="A LoRA or LoCon (.safetensors); may be given several times.",
+    option(
+        "Model", "--taesd", type=ANY_PATH,
+        help="File or folder of a tiny autoencoder, which decodes in a fraction of the time.",
     ),
-    click.option(
-        "--lora-dir", "--lora-model-dir", type=ANY_PATH,
-        help="Folder of the LoRAs that <lora:NAME:WEIGHT> in prompts means.",
+    option("Model", "--taesd-preview-only", is_flag=True, help="Use --taesd for --preview tae only."),
+    option(
+        "Model", "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
+        help="Add a LoRA or LoCon (.safetensors); can be repeated.",
     ),
-    click.option(
-        "--embedding-dir", "--embd-dir", type=ANY_PATH,
-        help="Folder of textual inversion embeddings; the name of a file in a prompt stands for it.",
+    option(
+        "Model", "--lora-dir", "--lora-model-dir", type=ANY_PATH,
+        help="Folder of the LoRAs that <lora:NAME:WEIGHT> in a prompt refers to.",
     ),
-    click.option(
-        "-o", "--output", default="output.png", show_default=True, help="File; may hold {seed}, {n} or %03d."
+    option(
+        "Model", "--embedding-dir", "--embd-dir", type=ANY_PATH,
+        help="Folder of textual inversion embeddings; a prompt uses one by its file name.",
     ),
-    setting(
-        "--steps", "steps", field="num_inference_steps", type=int,
-        help="Sampling steps.  [default: the model's own, or 20]",
+    option(
+        "Model", "--precision", type=click.Choice(PRECISIONS),
+        help="Arithmetic of matrix products. bf16 and int8 are faster and slightly less exact; auto picks the fastest "
+        "for the model and the CPU.  [default: f32]",
     ),
-    setting(
-        "--cfg-scale", "--guidance-scale", "scale", field="guidance_scale", type=float,
-        help="Guidance; 1 is none.  [default: the model's own, or 7.5]",
+    option(
+        "Model", "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
+        help="packed keeps rearranged copies of the weights in memory, which is faster; mmap does not; auto packs only "
+        "small networks.",
     ),
-    setting(
-        "-s", "--seed", "seed", field="seed", type=int,
-        help="Number of the noise; negative: a random one.  [default: -1]",
+    option(
+        "Sampling", "--scheduler", "spacing", type=click.Choice(SPACINGS),
+        help="Spacing of the noise levels; normal is that of the sampler's name or the model.  [default: normal]",
     ),
-    setting("-W", "--width", "width", field="width", type=int, help="Pixels.  [default: the model's own]"),
-    setting("-H", "--height", "height", field="height", type=int, help="Pixels.  [default: the model's own]"),
-    setting(
-        "--sampler", "--sampling-method", "sampler", field="scheduler", metavar="NAME",
-        help=f"{SAMPLERS}.  [default: the model's own]",
+    option(
+        "Output", "-o", "--output", default="output.png", show_default=True,
+        help="File name; can contain {seed}, {n} or %03d.",
     ),
-    click.option(
-        "--scheduler", "spacing", type=click.Choice(SPACINGS),
-        help="Spacing of the noise levels; normal: what the sampler's name or the model says.  [default: normal]",
+    option("Output", "-b", "--batch-count", default=1, show_default=True, help="Number of pictures; seeds count up."),
+    option("Output", "--batch-size", default=1, show_default=True, help="Number of pictures to make at once."),
+    option("Output", "--grid", type=ANY_PATH, metavar="FILE", help="Also write a contact sheet of all pictures."),
+    option("Output", "--overwrite", is_flag=True, help="Remake pictures that already exist."),
+    option(
+        "Output", "--from", "from_file", type=ANY_PATH, metavar="FILE",
+        help="Remake the picture in this file from the text in it; other options change settings.",
     ),
-    setting(
-        "--eta", "eta", field="eta", type=float,
-        help="Noise that ddim adds: 0 none, 1 as much as ddpm.  [default: 0]",
-    ),
-    setting(
-        "--rng", "rng", field="rng", type=click.Choice(recipe.RNGS),
-        help="Noise of a seed as torch makes it on the CPU (the default), or as AUTOMATIC1111 on a GPU.",
-    ),
-    setting(
-        "-i", "--init-img", "init_img", field="init_image", type=ANY_PATH,
-        help="Picture to start from, of any size and format.",
-    ),
-    setting(
-        "--strength", "strength", field="strength", type=float,
-        help="How much of it is lost, 0 to 1.  [default: 0.75]",
-    ),
-    setting("--mask", "mask", field="mask_image", type=ANY_PATH, help="Paint only where this picture is white."),
-    setting(
-        "--expand", "expand", field="expand", type=Numbers("0,0,64,0", int), metavar="LEFT,TOP,RIGHT,BOTTOM",
-        help="Pixels to paint beyond the sides of the picture.",
-    ),
-    setting(
-        "--hires", "hires", field="hires_scale", type=float, metavar="SCALE",
-        help="Refine the picture at so many times its size, in a second pass.",
-    ),
-    setting(
-        "--hires-steps", "hires_steps", field="hires_steps", type=int,
-        help="Steps of its schedule.  [default: as many as --steps]",
-    ),
-    setting(
-        "--hires-strength", "hires_strength", field="hires_strength", type=float,
-        help="How much of the first picture it may change, 0 to 1.  [default: 0.7]",
-    ),
-    click.option("-b", "--batch-count", default=1, show_default=True, help="Pictures, with seeds counted on."),
-    click.option("--batch-size", default=1, show_default=True, help="Pictures that are made at the same time."),
-    click.option("--grid", type=ANY_PATH, metavar="FILE", help="Write a contact sheet of all pictures, too."),
-    click.option("--overwrite", is_flag=True, help="Make those of several pictures again that are there already."),
-    click.option(
-        "--from", "from_file", type=ANY_PATH, metavar="FILE",
-        help="Make the picture in this file again, by the text in it; other options change that.",
-    ),
-    click.option(
-        "--resume", type=ANY_PATH, metavar="FILE",
-        help="Go on with a run that was stopped, from its .state file; needs no other options.",
-    ),
-    click.option(
-        "--precision", type=click.Choice(PRECISIONS),
-        help="Of products: bf16 and int8 are faster and a little less exact; auto: the fastest for model and CPU.  "
-        "[default: f32]",
-    ),
-    setting(
-        "--cfg-interval", "cfg_interval", field="cfg_interval", type=Numbers("0,0.8", float), metavar="FROM,TO",
-        help="Guidance only in this part of the steps; the others take half the time.",
-    ),
-    setting(
-        "--cache", "cache", field="cache", metavar="deepcache:N", help="Compute the whole UNet at every N-th step only."
-    ),
-    setting(
-        "--tome", "tome", field="tome", type=float, metavar="RATIO",
-        help="Merge this share of the tokens in self-attention, up to 0.75.",
-    ),
-    click.option(
-        "--weights", type=click.Choice(WEIGHT_POLICIES), default="auto", show_default=True,
-        help="Keep packed copies of the weights in memory (faster), or not; auto packs small networks.",
-    ),
-    click.option(
-        "--vae-tiling", type=click.Choice(TILINGS),
-        help="Decode large pictures in strips, in a third of the memory; auto: if memory would be short.  "
+    option(
+        "Output", "--vae-tiling", type=click.Choice(TILINGS),
+        help="Decode large pictures in strips, in a third of the memory; auto does so if memory would be short.  "
         "[default: auto]",
     ),
+    option("Output", "--no-metadata", is_flag=True, help="Do not store the settings in the PNG."),
+    option("Run", "--resume", type=ANY_PATH, metavar="FILE", help="Continue an unfinished run from its .state file."),
+    option(
+        "Run", "--state", type=ANY_PATH, metavar="FILE",
+        help="Keep the state of the run in this file after every step.  [default: OUTPUT.state, if the work takes more "
+        "than a minute]",
+    ),
+    option(
+        "Run", "--preview", type=click.Choice(PREVIEWS), default="none", show_default=True,
+        help="Show the unfinished picture: proj is a projection of the latents, at no cost; tae decodes with --taesd.",
+    ),
+    option("Run", "--preview-interval", default=1, show_default=True, help="Steps between previews."),
+    option(
+        "Run", "--preview-path", type=ANY_PATH, metavar="FILE", default="preview.png", show_default=True,
+        help="File of the last preview; terminals that can show pictures show it as well.",
+    ),
     threads_option,
-    click.option(
-        "--preview", type=click.Choice(PREVIEWS), default="none", show_default=True,
-        help="Show the picture while it comes about: a projection of the latents (free), or --taesd.",
-    ),
-    click.option("--preview-interval", default=1, show_default=True, help="Steps from one preview to the next."),
-    click.option(
-        "--preview-path", type=ANY_PATH, metavar="FILE", default="preview.png", show_default=True,
-        help="File of the last preview; a terminal that can shows it, too.",
-    ),
-    click.option(
-        "--state", type=ANY_PATH, metavar="FILE",
-        help="Keep what --resume needs in this file, step by step.  [default: OUTPUT.state, for work over a minute]",
-    ),
-    click.option("--no-metadata", is_flag=True, help="Do not say in the PNG how it was made."),
-    click.option("--profile", is_flag=True, help="Time, GFLOP and share of the peak of each kind of layer."),
-    click.option("-v", "--verbose", is_flag=True, help="Seconds of each stage."),
+    option("Run", "--profile", is_flag=True, help="Print time, GFLOP and share of the peak for each kind of layer."),
+    option("Run", "-v", "--verbose", is_flag=True, help="Print the seconds of each stage."),
 ]  # fmt: skip
 
 
 def generate_options(command: Any) -> Any:
     """Add all of them, and the argument PROMPT."""
-    for option in reversed(OPTIONS):
-        command = option(command)
+    for decorate in reversed([*OPTIONS[:2], *setting_options(Settings), *OPTIONS[2:]]):
+        command = decorate(command)
     return click.argument("prompt", required=False)(command)

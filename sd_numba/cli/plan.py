@@ -1,33 +1,51 @@
-"""A whole order of pictures: what to make, with which model; to be worked off, kept in a file, and gone on with."""
+"""What a command line asks for: the pictures to make, one by one, each with its recipe and its file."""
 
 from __future__ import annotations
 
-import time
+import re
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
-from ..checkpoints.opening import open_model
-from ..checks import check_number
-from ..errors import InputError, ModelError
-from ..files.hashes import files_hash
-from ..generation.request import HIRES_STRENGTH, MAX_SCALE
-from ..pipeline import StableDiffusionPipeline
-from ..recipes.a1111 import format_parameters
-from ..recipes.infotext import recipe_to_parameters
-from ..recipes.recipe import Recipe, with_spacing
-from .canvas import lay_out
-from .jobs import Job, check_inputs
-from .loras import find_lora, find_tagged, named_embeddings, split_tags, split_weight
+from ..checks import check_whole, resolve_seeds
+from ..errors import InputError
+from ..generation.settings import settings_of
+from ..prompts.syntax import expand_variants
+from ..recipes.a1111 import parse_parameters
+from ..recipes.infotext import recipe_from_parameters
+from ..recipes.png import read_parameters
+from ..recipes.prompt_file import read_prompt_file
+from ..recipes.recipe import Recipe
+from ..studio import Opening, Task
+from ..values import read_value
 
+MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
 KIND = "sd-numba generate"  # of a state file
 # Options, beside the recipes, that the rest of a run must find as they were.
 KEPT = (
     "model", "vae", "taesd", "taesd_preview_only", "lora_dir", "embedding_dir", "precision", "weights", "vae_tiling",
     "batch_size", "no_metadata", "grid",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job(Task):
+    """A picture to make and to save.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        With a seed.
+    path : Path
+        The file to write.
+    row : int
+        Number of its prompt, for contact sheets.
+    """
+
+    path: Path = field(kw_only=True)
+    row: int = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class Order:
     jobs : tuple of Job
         To be done.
     sheet : tuple of (str, int)
-        Files of all pictures for the contact sheet, those that were there already among them, and their rows.
+        Files of all pictures for the contact sheet, with those that existed already, and their rows.
     """
 
     settings: Mapping[str, Any]
@@ -49,7 +67,7 @@ class Order:
     sheet: tuple[tuple[str, int], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as `json` writes it."""
+        """Return everything, as `json` writes it."""
         jobs = [
             {"recipe": job.recipe.to_json(), "path": str(job.path), "row": job.row, "loras": job.loras}
             for job in self.jobs
@@ -71,137 +89,142 @@ class Order:
             jobs = tuple(
                 Job(
                     Recipe.from_json(job["recipe"]),
-                    Path(job["path"]),
-                    int(job["row"]),
                     tuple((str(path), float(unet), float(text)) for path, unet, text in job["loras"]),
+                    path=Path(job["path"]),
+                    row=int(job["row"]),
                 )
                 for job in values["jobs"]
             )
             sheet = tuple((str(path), int(row)) for path, row in values["sheet"])
             return cls({name: values["settings"][name] for name in KEPT}, jobs, sheet)
         except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"found a state without {error}, expected one that was kept by {KIND}") from None
 
 
-def check_files(jobs: Sequence[Job], pipe: StableDiffusionPipeline) -> None:
-    """Raise InputError if the model, or a picture to start from, is not the one that the jobs were completed with."""
-    for digest in {job.recipe.model_hash for job in jobs} - {None}:
-        if digest != (found := files_hash(pipe.unet_files)):
-            raise InputError(f"the model {pipe.name} has changed since (hash {found}, expected {digest})")
-    for job in jobs:
-        check_inputs(job.recipe)
+def opening_of(settings: Mapping[str, Any]) -> Opening:
+    """Return which model the options of `KEPT` ask for."""
+    taesd = None if settings["taesd_preview_only"] else settings["taesd"]
+    names = ("model", "vae", "precision", "weights", "vae_tiling", "lora_dir", "embedding_dir")
+    return Opening(taesd=taesd, **{name: settings[name] for name in names})
 
 
-def _decoding_taesd(settings: Mapping[str, Any]) -> str | None:
-    """Return the tiny autoencoder that takes the place of the model's own."""
-    return None if settings["taesd_preview_only"] else settings["taesd"]
-
-
-def open_pipeline(settings: Mapping[str, Any], jobs: Sequence[Job]) -> StableDiffusionPipeline:
-    """Open the model of an order, and the embeddings that its prompts name."""
-    pipe = StableDiffusionPipeline.open(
-        settings["model"], precision=settings["precision"], vae=settings["vae"], taesd=_decoding_taesd(settings)
-    )
-    pipe.vae_tiling = settings["vae_tiling"]
-    texts = {text for job in jobs for text in (job.recipe.prompt, job.recipe.negative_prompt)}
-    for word, path in named_embeddings(settings["embedding_dir"], texts).items():
-        pipe.load_textual_inversion(path, token=word)
-    return pipe
-
-
-def complete(
-    job: Job, pipe: StableDiffusionPipeline, settings: Mapping[str, Any], spacing: str | None, loras: Sequence[str]
-) -> Job:
-    """Put what the model and the files say in place of what a recipe leaves open.
-
-    Parameters
-    ----------
-    spacing : str, optional
-        Of the noise levels.
-    loras : sequence of str
-        Those of the option, as ``FILE:WEIGHT``.
-    """
-    recipe, _ = lay_out(job.recipe, pipe)
-    prompt, found = recipe.prompt, []
-    _, tagged = split_tags(prompt)
-    for option in loras:
-        name, weight = split_weight(option)
-        path = find_lora(name, settings["lora_dir"])
-        found.append((str(path), weight, weight))
-        prompt += f" <lora:{path.name.removesuffix('.safetensors')}:{weight:g}>"
-    for name, (unet, text) in tagged:
-        found.append((str(find_tagged(name, settings["lora_dir"])), unet, text))
-    scheduler = pipe.scheduler_name(recipe.scheduler)
-    defaults = pipe.defaults
-    steps, scale, hires_strength = recipe.num_inference_steps, recipe.guidance_scale, recipe.hires_strength
-    if recipe.hires_scale is not None and hires_strength is None:
-        hires_strength = HIRES_STRENGTH
-    taesd = _decoding_taesd(settings)
-    larger = check_number("hires_scale", recipe.hires_scale, 1, MAX_SCALE, 1)
-    sides = (int((side or 0) * larger / pipe.vae.factor) for side in (recipe.height, recipe.width))
-    embeddings = named_embeddings(settings["embedding_dir"], (prompt, recipe.negative_prompt))
-    hashed = not settings["no_metadata"]
-    recipe = replace(
-        check_inputs(recipe),
-        prompt=prompt,
-        num_inference_steps=defaults["num_inference_steps"] if steps is None else steps,
-        guidance_scale=defaults["guidance_scale"] if scale is None else scale,
-        hires_strength=hires_strength,
-        scheduler=scheduler if spacing is None else with_spacing(scheduler, spacing),
-        precision=pipe.precision,
-        model_name=pipe.name,
-        model_hash=files_hash(pipe.unet_files) if hashed else None,
-        vae=Path(settings["vae"]).name if settings["vae"] and not taesd else None,
-        taesd=Path(taesd).name if taesd else None,
-        lora_hashes=tuple((Path(path).stem, files_hash([Path(path)])) for path, _, _ in found if hashed),
-        ti_hashes=tuple((word, files_hash([path])) for word, path in embeddings.items() if hashed),
-        vae_tiling=pipe.tiled(*sides),
-    )
-    return replace(job, recipe=recipe, loras=tuple(found))
-
-
-def infotext(recipe: Recipe) -> str:
-    """The text that a picture gets."""
-    return format_parameters(recipe_to_parameters(recipe, __version__))
-
-
-def find_model(recipe: Recipe) -> str | None:
-    """Return the model that a picture was made with, as ``--model`` takes it; None is the embedded one.
+def settings_of_file(path: str) -> tuple[Recipe, list[str]]:
+    """Read how the picture in a file was made; returns what is not supported, too.
 
     Raises
     ------
     InputError
-        It is not known where it is.
+        It does not say.
     """
-    if recipe.model_hash is None:
-        return None
-    for name in (None, recipe.model_name):
-        try:
-            files = open_model(name).weights("unet").files
-        except (InputError, ModelError):
+    text = read_parameters(path)
+    if text is None:
+        raise InputError(f"{path}: does not say how it was made; expected a picture of sd-numba or AUTOMATIC1111")
+    return recipe_from_parameters(parse_parameters(text))
+
+
+def plan_jobs(
+    base: Recipe | None, given: Mapping[str, Any], prompt: str | None, prompt_file: str | None, count: int, pattern: str
+) -> list[Job]:
+    """List the pictures: for each prompt of the file or the option, each of its variants, as many as asked for.
+
+    Variants share their seeds, so that they can be compared; so do the lines of a file if a seed is given.
+
+    Parameters
+    ----------
+    base : Recipe, optional
+        What the others change.
+    given : mapping
+        Fields of a recipe that options set. Those in a prompt file's lines take their place.
+    prompt : str, optional
+    prompt_file : str, optional
+    count : int
+        Pictures of each variant; seeds count up.
+    pattern : str
+        Of names, as for `output_paths`.
+
+    Raises
+    ------
+    InputError
+        Too many, or a setting is wrong.
+    """
+    check_whole("batch_count", count, 1, MAX_BATCH)
+    rows: list[dict[str, Any]] = [{}] if prompt is None else [{"prompt": prompt}]
+    if prompt_file is not None:
+        rows = read_prompt_file(prompt_file)
+    recipes: list[tuple[Recipe, str | None, int]] = []
+    number = 0
+    for row in rows:
+        fields = {**given, **row}
+        output = fields.pop("output", None)
+        recipe = replace(base or Recipe(""), **fields)
+        literal = "prompt" not in fields or recipe.prompt_syntax == "plain"  # that of `base` is one of the variants
+        texts = [recipe.prompt] if literal else expand_variants(recipe.prompt)
+        first = secrets.randbelow(2**32 - count) if recipe.seed is None else recipe.seed
+        if len(recipes) + len(texts) * count > MAX_BATCH:
+            raise InputError(f"more than {MAX_BATCH} pictures to make; split the prompt file")
+        for text in texts:
+            number += 1
+            for seed in resolve_seeds(first, count):
+                recipes.append((replace(recipe, prompt=text, seed=seed), output, number))
+    paths = output_paths(pattern, [recipe.seed or 0 for recipe, _, _ in recipes])
+    jobs = [
+        Job(recipe, path=path if output is None else Path(output), row=row)
+        for (recipe, output, row), path in zip(recipes, paths, strict=True)
+    ]
+    _check_names(jobs)
+    return jobs
+
+
+def given_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe that options set, counted as in Python.
+
+    Raises
+    ------
+    InputError
+        A value cannot be read.
+    """
+    given: dict[str, Any] = {}
+    for name, about in settings_of(Recipe).items():
+        if not about.flags or options.get(name) is None:
             continue
-        if files_hash(files) == recipe.model_hash:
-            return name
-    raise InputError(
-        f"made with the model {recipe.model_name or 'without a name'} (hash {recipe.model_hash}), which was not found; "
-        "give it with --model"
-    )
+        value = options[name]
+        if about.offset:
+            value -= about.offset
+            about.kind.check(name, value)
+        given[name] = read_value(name, value, about.kind.read)
+    for name, noted in (("image", "image_hash"), ("mask_image", "mask_hash")):
+        if name in given:
+            given[noted] = None
+    return given
 
 
-class LoraSwitch:
-    """Keeps the LoRAs of a pipeline those that the next picture wants."""
+def output_paths(pattern: str, seeds: Sequence[int]) -> list[Path]:
+    """Return a file for each seed: ``{seed}``, ``{n}`` and ``%03d`` are replaced, or a number is added for several.
 
-    def __init__(self, pipe: StableDiffusionPipeline) -> None:
-        self.pipe = pipe
-        self.loaded: tuple[tuple[str, float, float], ...] = ()
+    Raises
+    ------
+    InputError
+        If the pattern is empty.
+    """
+    if not pattern:
+        raise InputError(name="output", found=pattern, expected="the name of a file, such as output.png")
+    number = r"%\d{0,2}d"
+    varied = re.search(number, pattern) or "{n}" in pattern or ("{seed}" in pattern and len(set(seeds)) == len(seeds))
+    if len(seeds) > 1 and not varied:
+        path = Path(pattern)
+        pattern = str(path.with_name(f"{path.stem}-%03d{path.suffix}"))
+    paths = []
+    for index, seed in enumerate(seeds, 1):
+        name = pattern.replace("{seed}", str(seed)).replace("{n}", str(index))
+        paths.append(Path(re.sub(number, lambda match: match[0] % index, name)))  # noqa: B023
+    return paths
 
-    def set(self, wanted: tuple[tuple[str, float, float], ...]) -> float:
-        """Load these instead of what is loaded; returns the seconds that it took."""
-        start = time.perf_counter()
-        if wanted != self.loaded:
-            if self.loaded:
-                self.pipe.unload_lora_weights()
-            for path, unet, text in wanted:
-                self.pipe.load_lora_weights(path, unet, text_encoder_weight=text)
-            self.loaded = wanted
-        return time.perf_counter() - start
+
+def _check_names(jobs: Sequence[Job]) -> None:
+    seen: set[Path] = set()
+    for job in jobs:
+        if job.path in seen:
+            raise InputError(f"output: {job.path} is the file of two pictures; give them different names")
+        seen.add(job.path)

@@ -115,7 +115,7 @@ class Previews:
         self.screen.show(sheet)
 
 
-def watch(steps: Iterable[Step], label: str, expected: int, see: Callable[[Step, float], None]) -> tuple[Any, float]:
+def watch(steps: Iterable[Step], label: str, expected: int, see: Callable[[Step, float], None]) -> float:
     """Run the steps under a progress bar.
 
     Parameters
@@ -127,23 +127,23 @@ def watch(steps: Iterable[Step], label: str, expected: int, see: Callable[[Step,
 
     Returns
     -------
-    ndarray or None, float
-        The last latents, unless there was no step, and the seconds that the steps took.
+    float
+        The seconds that the steps took.
     """
-    latents, taken, count = None, 0.0, 0
+    taken, count = 0.0, 0
     bar: Any
     with click.progressbar(
         length=expected, label=label, file=sys.stderr, show_pos=True, show_eta=False, item_show_func=_pace
     ) as bar:
         for step in steps:
-            latents, taken, count = step.latents, taken + step.seconds, count + 1
+            taken, count = taken + step.seconds, count + 1
             mean = taken / count
             see(step, mean * step.total)
             bar.length = step.total
             bar.update(step.index + 1 - bar.pos, (mean, mean * (step.total - step.index - 1)))
     if count and not sys.stderr.isatty():  # where click shows only the label
         click.echo(f"{step.total} steps, {_pace((taken / count, 0))}", err=True)
-    return latents, taken
+    return taken
 
 
 def _pace(times: tuple[float, float] | None) -> str | None:

@@ -9,26 +9,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import click
-from PIL import Image
 
 from .. import kernels
 from ..kernels.machine.peak import measure_peak
 from ..pictures.contact_sheet import contact_sheet
 from ..pictures.files import open_picture
-from ..pipeline import StableDiffusionPipeline, to_pil
 from ..recipes.png import check_output, save_png
+from ..studio import Picture, Studio, batches
 from ..tools import profile
-from .canvas import lay_out
-from .jobs import Job, alike, batches
-from .loras import split_tags
-from .plan import LoraSwitch, Order, infotext
+from .plan import Job, Order
 from .progress import Keeper, Previews, watch
-
-# Fields of a recipe that `StableDiffusionPipeline.generate` takes by the same name, for all pictures of a batch.
-SHARED = (
-    "width", "height", "num_inference_steps", "guidance_scale", "scheduler", "eta", "rng", "strength", "prompt_syntax",
-    "clip_skip", "hires_scale", "hires_steps", "hires_strength", "cfg_interval", "cache", "tome",
-)  # fmt: skip
 
 
 class Maker:
@@ -40,15 +30,13 @@ class Maker:
         Seconds of each stage.
     """
 
-    def __init__(
-        self, pipe: StableDiffusionPipeline, order: Order, keeper: Keeper, previews: Previews, profiled: bool
-    ) -> None:
-        self.pipe, self.order, self.keeper, self.previews, self.profiled = pipe, order, keeper, previews, profiled
-        self.loras = LoraSwitch(pipe)
+    def __init__(self, studio: Studio, order: Order, keeper: Keeper, previews: Previews, profiled: bool) -> None:
+        self.studio, self.order, self.keeper, self.previews = studio, order, keeper, previews
+        self.profiled = profiled
         self.stages: defaultdict[str, float] = defaultdict(float)
 
     def check(self) -> None:
-        """Find what is wrong before kernels compile and hours of work.
+        """Find what is wrong before kernels compile and hours of work begin.
 
         Raises
         ------
@@ -59,25 +47,20 @@ class Maker:
             check_output(job.path)
         if self.order.settings["grid"]:
             check_output(self.order.settings["grid"])
-        jobs = self.order.jobs[self.keeper.done :]
-        for loras in {job.loras: None for job in jobs}:
-            self.loras.set(loras)
-        for job in {alike(job): job for job in jobs}.values():
-            self.pipe.generate(**self._arguments([job]))  # checks its arguments, and waits to be asked for steps
+        self.studio.check(self.order.jobs[self.keeper.done :])
 
     def make(self) -> None:
         """Make the pictures, the first batch from the state that the keeper has of it, and the contact sheet."""
         jobs = self.order.jobs[self.keeper.done :]
         todo = list(batches(jobs, self.order.settings["batch_size"]))
         for number, batch in enumerate(todo, 1):
-            self.stages["load"] += self.loras.set(batch[0].loras)
             counting: Any = profile.profile() if self.profiled else nullcontext({})
             label = "sampling" if len(todo) == 1 else f"sampling {number} of {len(todo)}"
             with kernels.reuse(), counting as rows:
-                images = self._draw(batch, label, len(todo) - number + 1)
+                pictures = self._draw(batch, label, len(todo) - number + 1)
             start = time.perf_counter()
-            for job, image in zip(batch, images, strict=True):
-                save_png(job.path, image, None if self.order.settings["no_metadata"] else infotext(job.recipe))
+            for job, picture in zip(batch, pictures, strict=True):
+                save_png(job.path, picture.image, None if self.order.settings["no_metadata"] else picture.text)
                 click.echo(f"{job.path}  (seed {job.recipe.seed})")
             self.keeper.finish(len(batch))
             self.stages["save"] += time.perf_counter() - start
@@ -86,42 +69,26 @@ class Maker:
         if self.order.settings["grid"]:
             self._save_sheet()
 
-    def _draw(self, batch: Sequence[Job], label: str, runs: int) -> list[Image.Image]:
-        """Make the pictures of a batch, or go on with them; `runs` batches are left with this one."""
+    def _draw(self, batch: Sequence[Job], label: str, runs: int) -> list[Picture]:
+        """Make the pictures of a batch, or continue with them; `runs` batches are left with this one."""
         start, state = time.perf_counter(), self.keeper.state
-        recipe = batch[0].recipe
-        self.pipe.vae_tiling = "on" if recipe.vae_tiling else "off"
         self.previews.screen.leave()
-        steps = self.pipe.generate(**self._arguments(batch), state=state)
+        making = self.studio.make(batch, state)
+        self.stages["load"] += time.perf_counter() - start
 
         def see(step: Any, expected: float) -> None:
             self.keeper.see(step, expected * runs)
             self.previews.see(step)
 
-        latents, sampling = watch(steps, label, recipe.num_inference_steps or 1, see)
-        if latents is None and state is not None:
-            latents = state["x"]  # it was stopped after the last step
+        start = time.perf_counter()
+        sampling = watch(making.run, label, batch[0].recipe.num_inference_steps or 1, see)
         self.stages["text"] += time.perf_counter() - start - sampling
         self.stages["sampling"] += sampling
         click.echo("decoding", err=True)
         start = time.perf_counter()
-        canvas = lay_out(recipe, self.pipe)[1]
-        images = [canvas.finish(picture) for picture in to_pil(self.pipe.decode(latents))]
+        pictures = making.pictures()
         self.stages["decode"] += time.perf_counter() - start
-        return images
-
-    def _arguments(self, batch: Sequence[Job]) -> dict[str, Any]:
-        """Return what `StableDiffusionPipeline.generate` takes for pictures that are made at the same time."""
-        recipe = batch[0].recipe
-        canvas = lay_out(recipe, self.pipe)[1]
-        return {
-            **{name: getattr(recipe, name) for name in SHARED},
-            "prompt": [split_tags(job.recipe.prompt)[0] for job in batch],
-            "negative_prompt": [job.recipe.negative_prompt for job in batch],
-            "seed": [job.recipe.seed for job in batch],
-            "image": canvas.picture,
-            "mask_image": canvas.mask,
-        }
+        return pictures
 
     def _save_sheet(self) -> None:
         """Write the contact sheet: a row for each prompt if there are several, with several pictures each."""

@@ -5,44 +5,21 @@ Each scheduler class is a name for one of our samplers together with a config; n
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from ..checkpoints.opening import find_path
 from ..errors import InputError
 from ..files.folders import read_json
-from ..generation.model import ModelParts
-from ..samplers import config_with_sampler, make_sampler, sampler_name_from_config
+from ..samplers import make_sampler, sampler_name_from_config
+from .ignored import IDLE_FILES, closest
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="Scheduler")
-
-# Arguments of diffusers' `from_pretrained` that choose among files, devices and precisions, or leave out a part that is
-# not here either.
-IDLE_FILES = ("use_safetensors", "variant", "local_files_only", "revision", "cache_dir", "token", "force_download")
-IDLE_OPENING = (
-    *IDLE_FILES, "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map", "safety_checker", "feature_extractor",
-    "requires_safety_checker",
-)  # fmt: skip
-# Arguments of diffusers' `__call__` that are taken as long as they change nothing.
-IDLE_CALL: dict[str, tuple[Any, ...]] = {
-    "callback_on_step_end_tensor_inputs": (["latents"],),
-    "guidance_rescale": (0,),
-    "cross_attention_kwargs": (),
-    "prompt_embeds": (),
-    "negative_prompt_embeds": (),
-    "ip_adapter_image": (),
-    "timesteps": (),
-    "sigmas": (),
-    "padding_mask_crop": (),
-}
 
 # What scheduler classes have in common
 _ALL = frozenset((
@@ -213,94 +190,5 @@ class LCMScheduler(Scheduler):
 SCHEDULERS: dict[str, type[Scheduler]] = {kind.__name__: kind for kind in Scheduler.__subclasses__()}
 
 
-class CompatibleParts(ModelParts):
-    """The parts of a model, with the attributes and methods of diffusers' pipelines that scripts use.
-
-    What would spare the memory of a GPU, or move networks to one, does nothing.
-    """
-
-    device = "cpu"
-    dtype = np.dtype(np.float32)
-    safety_checker = None
-
-    def to(self, *devices: Any, **named: Any) -> Any:
-        """Return the pipeline itself: everything is computed on the CPU, in the precision it was opened with."""
-        for device in (*devices, *named.values()):
-            if not str(device).startswith("cpu"):
-                log.info("to %s: stays on the CPU, in %s", device, self.precision)
-        return self
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The sampler that runs by default, with its settings; assign another one to change both."""
-        name, config = self.defaults["scheduler"], self.scheduler_config
-        if name is not None:
-            return SCHEDULERS[(config := config_with_sampler(name, config))["_class_name"]].from_config(config)
-        own = Scheduler.__new__(Scheduler)  # the model's own, which is not supported; others can be made of its config
-        own.config = SchedulerConfig(config)
-        return own
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
-        if not isinstance(scheduler, Scheduler):
-            raise InputError(
-                f"scheduler: found {type(scheduler).__name__}, expected a scheduler of sd_numba, such as "
-                "EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
-            )
-        self.defaults = {**self.defaults, "scheduler": scheduler.sampler}
-        self.scheduler_config = dict(scheduler.config)
-
-    def enable_vae_tiling(self) -> None:
-        """Decode in strips, whatever the memory."""
-        self.vae_tiling = "on"
-
-    def disable_vae_tiling(self) -> None:
-        """Decode in strips only if memory would be short."""
-        self.vae_tiling = "auto"
-
-    def fuse_lora(self, *, lora_scale: float = 1.0, **options: Any) -> None:
-        """Do nothing: LoRAs are in effect once they are loaded."""
-        if lora_scale != 1:
-            raise InputError(f"lora_scale: found {lora_scale!r}, expected 1; give load_lora_weights(path, weight) it")
-
-    def _idle(self, *arguments: Any, **named: Any) -> None:
-        """Do nothing, since there is no GPU whose memory to spare, and no progress bar."""
-
-    enable_attention_slicing = disable_attention_slicing = _idle
-    enable_vae_slicing = disable_vae_slicing = _idle
-    enable_model_cpu_offload = enable_sequential_cpu_offload = _idle
-    enable_xformers_memory_efficient_attention = disable_xformers_memory_efficient_attention = _idle
-    set_progress_bar_config = _idle
-
-
-def check_opening(options: Mapping[str, Any]) -> None:
-    """Raise InputError unless these are arguments of diffusers' ``from_pretrained`` that have no effect here."""
-    for name in options:
-        if name not in IDLE_OPENING:
-            hint = _hint(name, IDLE_OPENING)
-            raise InputError(f"from_pretrained: found {name}=, expected an argument that it has{hint}")
-
-
-def without_idle(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call without those that change nothing.
-
-    Raises
-    ------
-    InputError
-        One of them would change something in diffusers.
-    """
-    for name, idle in IDLE_CALL.items():
-        value = options.get(name)
-        if value is not None and not any(type(value) in {int, float, list} and value == one for one in idle):
-            shown = " ".join(repr(value).split())  # arrays have several lines
-            raise InputError(f"{name}: found {shown:.80}, expected {' or '.join(map(repr, (*idle, None)))}")
-    return {name: value for name, value in options.items() if name not in IDLE_CALL}
-
-
 def _unknown(owner: str, name: str, known: Collection[str]) -> InputError:
-    return InputError(f"{owner}: found the setting {name!r}, expected one that it has{_hint(name, known)}")
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return InputError(f"{owner}: found the setting {name!r}, expected one that it has{closest(name, known)}")

@@ -46,6 +46,8 @@ DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1200, 400
 ROOMY = 0.75  # of the available memory may be filled by decoding as a whole, if tiling is `auto`
 MAX_LORA_WEIGHT = 1000
 
+Lora = tuple[str, float, float]  # file, weight in the UNet, weight in the text encoder
+
 
 class ModelParts:
     """A model's tokenizer and networks, ready to be called.
@@ -65,6 +67,8 @@ class ModelParts:
     defaults : dict
         Settings of a run that are not given: what the model advises, or else 20 steps, guidance 7.5 and the
         sampler of its ``scheduler_config.json`` (None: one that is not supported).
+    loras : tuple of (str, float, float)
+        Those that `load_lora_weights` added: file, weight in the UNet, weight in the text encoder.
     """
 
     text_encoder: TextEncoder
@@ -88,6 +92,8 @@ class ModelParts:
         if taesd is not None:
             self._networks["vae"] = TinyVae
             self._weights["vae"], self._configs["vae"] = taesd_files(taesd)
+        self.loras: tuple[Lora, ...] = ()
+        self._applied: tuple[Lora, ...] | None = ()
         self._vectors = np.empty((0, self._configs["text_encoder"].hidden_size), np.float32)
         for part in NETWORKS:
             self._build(part)
@@ -191,8 +197,42 @@ class ModelParts:
         InputError
             A weight is no such number.
         """
-        path = path if weight_name is None else Path(path, weight_name)
-        weights = {"unet": weight, "text_encoder": weight if text_encoder_weight is None else text_encoder_weight}
+        file = os.fspath(path if weight_name is None else Path(path, weight_name))
+        text_encoder_weight = weight if text_encoder_weight is None else text_encoder_weight
+        self.set_loras((*self.loras, (file, weight, text_encoder_weight)))
+
+    def unload_lora_weights(self) -> None:
+        """Take away every LoRA."""
+        self.set_loras(())
+
+    def set_loras(self, loras: tuple[Lora, ...]) -> None:
+        """Load these LoRAs in place of those that are loaded."""
+        self.apply_loras(loras)
+        self.loras = loras
+
+    def apply_loras(self, wanted: tuple[Lora, ...]) -> None:
+        """Compute with these LoRAs and no others until the next call; `loras` are those of runs without tags.
+
+        Raises
+        ------
+        ModelError, InputError
+            As `load_lora_weights`.
+        """
+        if wanted == self._applied:
+            return
+        applied, self._applied = self._applied, None  # unknown, should one of them fail
+        if applied is None or wanted[: len(applied)] != applied:
+            applied = ()
+            for part in ("text_encoder", "unet"):
+                self._weights[part].clear_updates()
+        for lora in wanted[len(applied) :]:
+            self._add_lora(*lora)
+        for part in ("text_encoder", "unet"):
+            self._build(part)
+        self._applied = wanted
+
+    def _add_lora(self, path: str, unet_weight: float, text_encoder_weight: float) -> None:
+        weights = {"unet": unet_weight, "text_encoder": text_encoder_weight}
         for value in weights.values():
             if not isinstance(value, int | float | np.number) or not abs(value) <= MAX_LORA_WEIGHT:
                 raise InputError(f"LoRA {path}: found weight {value!r:.40}, expected -1000 to 1000, usually 0 to 1")
@@ -200,14 +240,6 @@ class ModelParts:
         for update in read_lora(path, Modules(shapes, unet_names_of(self.unet.config))):
             scale = float(weights[update.network]) * update.scale
             self._weights[update.network].add_updates(update.module, update.up, update.down, scale)
-        for part in weights:
-            self._build(part)
-
-    def unload_lora_weights(self) -> None:
-        """Take away every LoRA."""
-        for part in ("text_encoder", "unet"):
-            self._weights[part].clear_updates()
-            self._build(part)
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> None:
         """Let a word in prompts stand for the vectors of a textual inversion embedding.

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checks import check_choice, check_number, check_prompts, check_size, check_whole, resolve_seeds
-from ..errors import InputError
-from ..pictures.arrays import as_masks, as_pictures, resize_masks, resize_pictures
-from ..prompts.encoding import SYNTAXES
+from ..checks import check_prompts, check_size, check_whole, resolve_seeds
+from ..errors import InputError, argument
+from ..pictures.arrays import as_masks, as_pictures, masks_to_pil, resize_masks, resize_pictures, to_pil
+from ..pictures.canvas import lay_out
 from ..samplers import Sampler, make_sampler
 from ..samplers.generators import noise_of
 from ..samplers.noise import Noise, make_noise
 from .model import ModelParts
-
-MAX_SCALE = 16  # of the second pass, on each side
-DEEPCACHE = "deepcache:"
-IMAGE_STRENGTH, HIRES_STRENGTH = 0.8, 0.7  # where none is given: diffusers' and AUTOMATIC1111's
+from .settings import DEEPCACHE, HIRES_STRENGTH, IMAGE_STRENGTH, MASK_STRENGTH, Settings
 
 
 @dataclass(frozen=True)
@@ -92,115 +88,127 @@ class Request:
 
 
 def check_request(
-    parts: ModelParts,
-    prompt: str | Sequence[str],
-    *,
-    negative_prompt: str | Sequence[str] | None,
-    width: int | None,
-    height: int | None,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    seed: int | Sequence[int] | None,
-    generator: Any,
-    scheduler: str | None,
-    eta: float,
-    rng: str,
-    latents: np.ndarray | None,
-    image: Any,
-    mask_image: Any,
-    strength: float | None,
-    prompt_syntax: str,
-    clip_skip: int | None,
-    hires_scale: float | None,
-    hires_steps: int | None,
-    hires_strength: float | None,
-    cfg_interval: tuple[float, float],
-    cache: str | None,
-    tome: float,
+    parts: ModelParts, settings: Settings, *, generator: Any = None, latents: np.ndarray | None = None
 ) -> Request:
-    """Check the arguments of `sd_numba.StableDiffusionPipeline.generate`, which says what they are.
+    """Check what `sd_numba.StableDiffusionPipeline.generate` was given, which says what it is, against the model.
 
     Raises
     ------
     InputError
-        An argument does not fit.
+        An argument cannot be used.
     """
-    prompts = check_prompts("prompt", prompt)
+    settings.check()
+    prompts, negatives = prompts_of(settings)
     count = len(prompts)
-    negatives = check_prompts("negative_prompt", negative_prompt or "")
-    if len(negatives) not in {1, count}:
-        raise InputError(f"negative_prompt: found {len(negatives)} for {count} prompts, expected as many")
-    check_choice("prompt_syntax", prompt_syntax, SYNTAXES)
-    check_whole("clip_skip", clip_skip or 0, 0, parts.text_encoder.config.num_hidden_layers - 1)
-    if image is None:
-        for name, value in (("mask_image", mask_image), ("strength", strength)):
-            if value is not None:
-                raise InputError(f"{name}: found one without an image, expected image= as well")
-    elif latents is not None:
-        raise InputError("latents: found some beside an image, expected one of the two")
-    elif hires_scale is not None:
-        raise InputError("hires_scale: found one beside an image, expected one of the two; width and height enlarge it")
-    pictures = None if image is None else as_pictures(image, "image")
-    masks = None if mask_image is None else as_masks(mask_image, "mask_image")
+    check_whole("clip_skip", settings.clip_skip or 0, 0, parts.text_encoder.config.num_hidden_layers - 1)
+    _check_start(settings, latents)
+    pictures, masks = _start(parts, settings)
     given = np.array(latents, np.float32) if latents is not None else None
-    height, width = _size(parts, height, width, given, pictures)
-    sampler = make_sampler(parts.scheduler_name(scheduler), parts.scheduler_config, eta)
-    steps = parts.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+    height, width = _size(parts, settings, given, pictures)
+    sampler = make_sampler(parts.scheduler_name(settings.scheduler), parts.scheduler_config, settings.eta)
+    steps = settings.num_inference_steps
+    steps = parts.defaults["num_inference_steps"] if steps is None else steps
     sampler.plan(steps)  # for its errors
-    if image is not None:
-        strength = check_number("strength", strength, 0, 1, 1.0 if masks is not None else IMAGE_STRENGTH)
-        passes = [Pass(height, width, steps, sampler.start_call(steps, strength))]
-    else:
-        passes = [Pass(height, width, steps)]
-    if hires_scale is not None:
-        passes.append(_second(parts, sampler, passes[0], hires_scale, hires_steps, hires_strength))
-    make_noise(rng, 0)
+    start, whole = 0, True
+    if pictures is not None:
+        strength = settings.strength
+        if strength is None:
+            strength = IMAGE_STRENGTH if masks is None else MASK_STRENGTH
+        start, whole = sampler.start_call(steps, strength), masks is not None and strength == 1
+    passes = [Pass(height, width, steps, start)]
+    if settings.hires_scale is not None:
+        passes.append(_second(parts, sampler, passes[0], settings.hires_scale, settings))
     streams, seeds = None, []
     if generator is None:
-        seeds = resolve_seeds(seed, count)
+        seeds = resolve_seeds(settings.seed, count)
     else:
-        streams, seeds = _streams(generator, count, seed, rng)
+        streams, seeds = _streams(generator, count, settings)
     shape = (count, *parts.latent_shape(height, width))
     if given is not None and given.shape != shape:
         raise InputError(f"latents: found shape {given.shape}, expected {shape}")
-    # As in diffusers, where one picture is then encoded, and chance drawn for it, once for all that are made of it
+    # As in diffusers, where one picture is then encoded, and its noise drawn, once for all that are made of it
     once = streams is not None and (masks is not None or len(streams) < count)
     if pictures is not None:
         pictures = _repeated(resize_pictures(pictures, height, width), count, "image", once)
     if masks is not None:
         masks = _repeated(resize_masks(masks, height, width), count, "mask_image", once)
-    scale = parts.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+    scale = settings.guidance_scale
+    first, last = settings.cfg_interval
     return Request(
         prompts=prompts,
         negatives=negatives * (count // len(negatives)),
         seeds=seeds,
         streams=streams,
-        rng=rng,
+        rng=settings.rng,
         sampler=sampler,
-        scale=check_number("guidance_scale", scale, -1000, 1000),
-        syntax=prompt_syntax,
-        clip_skip=clip_skip or 0,
+        scale=float(parts.defaults["guidance_scale"] if scale is None else scale),
+        syntax=settings.prompt_syntax,
+        clip_skip=settings.clip_skip or 0,
         passes=tuple(passes),
         latents=given,
         pictures=pictures,
         masks=masks,
-        whole=image is None or (masks is not None and strength == 1),
-        guided=_interval(cfg_interval),
-        cache_interval=_cache_interval(cache),
-        merged=check_number("tome", tome, 0, 0.75),
+        whole=whole,
+        guided=(float(first), float(last)),
+        cache_interval=1 if settings.cache is None else int(settings.cache.removeprefix(DEEPCACHE)),
+        merged=float(settings.tome),
     )
 
 
-def _streams(generator: Any, count: int, seed: int | Sequence[int] | None, rng: str) -> tuple[list[Noise], list[int]]:
+def prompts_of(settings: Settings) -> tuple[list[str], list[str]]:
+    """Return the prompts, and the negative prompts: one for all, or one for each."""
+    prompts = check_prompts("prompt", settings.prompt)
+    negatives = check_prompts("negative_prompt", settings.negative_prompt or "")
+    if len(negatives) not in {1, len(prompts)}:
+        raise InputError(f"negative_prompt: found {len(negatives)} for {len(prompts)} prompts, expected as many or one")
+    return prompts, negatives
+
+
+def _check_start(settings: Settings, latents: np.ndarray | None) -> None:
+    """Raise InputError unless what pictures start from goes together."""
+    if settings.image is None:
+        for name in ("mask_image", "strength", "expand"):
+            if getattr(settings, name) is not None:
+                raise InputError(f"{argument(name)} needs {argument('image')} as well", name=name)
+    elif latents is not None:
+        raise InputError(f"latents and {argument('image')} exclude each other")
+    elif settings.hires_scale is not None:
+        raise InputError(
+            f"{argument('hires_scale')} and {argument('image')} exclude each other; "
+            f"{argument('width')} and {argument('height')} enlarge a picture"
+        )
+
+
+def _start(parts: ModelParts, settings: Settings) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the pictures to start from, with the borders that are to be painted, and the masks."""
+    pictures = None if settings.image is None else as_pictures(settings.image, "image")
+    masks = None if settings.mask_image is None else as_masks(settings.mask_image, "mask_image")
+    if pictures is None or settings.expand is None:
+        return pictures, masks
+    count = max(len(pictures), 1 if masks is None else len(masks))
+    drawn = to_pil(_repeated(pictures, count, "image"))
+    painted = [None] * count if masks is None else masks_to_pil(_repeated(masks, count, "mask_image"))
+    own, factor = parts.default_size, parts.vae.factor
+    canvases = [
+        lay_out(
+            picture, mask, borders=settings.expand, height=settings.height, width=settings.width,
+            own_size=own, factor=factor,
+        )
+        for picture, mask in zip(drawn, painted, strict=True)
+    ]  # fmt: skip
+    return as_pictures([c.picture for c in canvases], "image"), as_masks([c.mask for c in canvases], "mask_image")
+
+
+def _streams(generator: Any, count: int, settings: Settings) -> tuple[list[Noise], list[int]]:
     """Return the streams of generators, and the seeds that they began with."""
-    if seed is not None or rng != "cpu":
-        raise InputError("generator: found one beside a seed or rng, expected one of the two")
+    if settings.seed is not None or settings.rng != "cpu":
+        raise InputError("generator excludes seed and rng")
     streams, seeds = noise_of(generator, count)
     return streams, seeds
 
 
 def _size(
-    parts: ModelParts, height: int | None, width: int | None, latents: np.ndarray | None, pictures: np.ndarray | None
+    parts: ModelParts, settings: Settings, latents: np.ndarray | None, pictures: np.ndarray | None
 ) -> tuple[int, int]:
     """Return the size asked for, or that of what was given to start from, or the model's own."""
     factor = parts.vae.factor
@@ -209,45 +217,24 @@ def _size(
         own = latents.shape[2] * factor, latents.shape[3] * factor
     elif pictures is not None:
         own = pictures.shape[1] // factor * factor, pictures.shape[2] // factor * factor
-    return check_size(
-        own[0] if height is None else height, own[1] if width is None else width, factor, parts.pixel_bytes()
-    )
+    height = own[0] if settings.height is None else settings.height
+    width = own[1] if settings.width is None else settings.width
+    return check_size(height, width, factor, parts.pixel_bytes())
 
 
-def _second(
-    parts: ModelParts, sampler: Sampler, first: Pass, scale: float, steps: int | None, strength: float | None
-) -> Pass:
+def _second(parts: ModelParts, sampler: Sampler, first: Pass, scale: float, settings: Settings) -> Pass:
     """Plan the refining pass at a larger size."""
-    scale = check_number("hires_scale", scale, 1, MAX_SCALE)
     factor = parts.vae.factor
     height, width = (int(side * scale) // factor * factor for side in (first.height, first.width))
     check_size(height, width, factor, parts.pixel_bytes())
-    steps = steps or first.steps
+    steps = settings.hires_steps or first.steps
     sampler.plan(steps)  # for its errors
-    strength = check_number("hires_strength", strength, 0, 1, HIRES_STRENGTH)
+    strength = HIRES_STRENGTH if settings.hires_strength is None else settings.hires_strength
     return Pass(height, width, steps, sampler.start_call(steps, strength))
 
 
-def _repeated(values: np.ndarray, count: int, name: str, once: bool) -> np.ndarray:
+def _repeated(values: np.ndarray, count: int, name: str, once: bool = False) -> np.ndarray:
     """Give one for each picture, or `once` what was given if it is one for all."""
     if len(values) not in {1, count}:
         raise InputError(f"{name}: found {len(values)} for {count} pictures, expected as many or one")
     return values if once or len(values) == count else np.repeat(values, count, axis=0)
-
-
-def _interval(values: tuple[float, float]) -> tuple[float, float]:
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2:
-        raise InputError(f"cfg_interval: found {values!r:.80}, expected two numbers from 0 to 1, such as (0, 0.8)")
-    first, last = (check_number("cfg_interval", value, 0, 1) for value in values)
-    if first > last:
-        raise InputError(f"cfg_interval: found {first:g} to {last:g}, expected the smaller number first")
-    return first, last
-
-
-def _cache_interval(cache: str | None) -> int:
-    if cache is None:
-        return 1
-    number = cache.removeprefix(DEEPCACHE) if isinstance(cache, str) and cache.startswith(DEEPCACHE) else ""
-    if not (number.isascii() and number.isdigit() and 1 <= int(number[:9]) <= 1000):
-        raise InputError(f"cache: found {cache!r:.80}, expected {DEEPCACHE}N, such as {DEEPCACHE}3")
-    return int(number)

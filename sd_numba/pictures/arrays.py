@@ -198,14 +198,28 @@ def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -
         Their sizes differ.
     """
     _check_same_size(original, painted=painted, mask=mask)
+    return Image.composite(painted, original, painted_share(mask))
+
+
+def painted_share(mask: Image.Image) -> Image.Image:
+    """Return how much of each pixel is painted, from 0 to 255, for a mask of mode L: see `paste_back`."""
     inside = mask.point([0] * 128 + [1] * 128)
     depth = np.zeros((mask.height, mask.width), np.uint8)  # pixels from the edge, up to those of the fading
     for _ in range(SOFT_EDGE):
         depth += np.asarray(inside)
         inside = inside.filter(ImageFilter.MinFilter(3))
     deepest = np.asarray(Image.fromarray(depth).filter(ImageFilter.MaxFilter(2 * SOFT_EDGE + 1)))
-    share = np.round(255.0 * depth / np.maximum(deepest, 1)).astype(np.uint8)
-    return Image.composite(painted, original, Image.fromarray(share))
+    return Image.fromarray(np.round(255.0 * depth / np.maximum(deepest, 1)).astype(np.uint8))
+
+
+def to_pil(pictures: np.ndarray) -> list[Image.Image]:
+    """Turn float pictures ``(b, h, w, 3)`` in [0, 1] into PIL images."""
+    return [Image.fromarray(picture) for picture in (pictures * 255).round().astype(np.uint8)]
+
+
+def masks_to_pil(masks: np.ndarray) -> list[Image.Image]:
+    """Turn float masks ``(b, h, w)`` of 0 and 1 into PIL images of mode L."""
+    return [Image.fromarray(mask) for mask in (masks * 255).astype(np.uint8)]
 
 
 def _as_arrays(

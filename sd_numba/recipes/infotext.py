@@ -10,57 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from pathlib import PureWindowsPath
 from typing import Any
 
+from .._version import __version__
 from ..errors import InputError
+from ..generation.settings import RNGS, Setting, defaults_of, settings_of
 from ..samplers import DISPLAY_NAMES, SAMPLER_NAMES, canonical_sampler_name
-from .a1111 import AUTOMATIC, AUTOMATIC_TYPES, Parameters, sampler_title
-from .recipe import (
-    DEFAULTS,
-    KINDS,
-    PLAIN_SPACINGS,
-    RNGS,
-    SPACINGS,
-    Hashes,
-    Recipe,
-    as_number,
-    as_text,
-    as_whole,
-    check_value,
-    one_of,
-    read_size,
-    several,
-    with_spacing,
-)
+from ..values import NUMBER, TEXT, WHOLE, Choice, number_text, read_value
+from .a1111 import AUTOMATIC, AUTOMATIC_TYPES, Parameters, format_parameters, sampler_title
+from .recipe import PLAIN_SPACINGS, SPACINGS, Hashes, Recipe, read_size, with_spacing
 
 PROGRAM = "sd-numba"
-# Fields that are written and read under one key, as they are.
-KEYS = {
-    "num_inference_steps": "Steps",
-    "guidance_scale": "CFG scale",
-    "seed": "Seed",
-    "model_hash": "Model hash",
-    "model_name": "Model",
-    "vae": "VAE",
-    "taesd": "TAESD",
-    "tome": "Token merging ratio",
-    "init_image": "Init image",
-    "init_hash": "Init image hash",
-    "mask_image": "Mask",
-    "mask_hash": "Mask hash",
-    "expand": "Expand",
-    "eta": "Eta DDIM",
-    "hires_scale": "Hires upscale",
-    "hires_steps": "Hires steps",
-    "cache": "Cache",
-    "precision": "Precision",
-    "vae_tiling": "VAE tiling",
-    "prompt_syntax": "Prompt syntax",
-    "lora_hashes": "Lora hashes",
-    "ti_hashes": "TI hashes",
-}
 RNG_NAMES = {"cpu": "CPU", "cuda": "NV"}  # NV: the noise of Nvidia's cards, on any machine
 RNG_WORDS = {"cpu": "cpu", "gpu": "cuda", "nv": "cuda", "cuda": "cuda"}
 # In other programs' texts these do not change the picture, or say again what another key says.
@@ -74,6 +35,11 @@ IDLE_KEYS = frozenset(
 IDLE_VALUES = ("", "0", "none", "false", "disable", "disabled")
 RANDOM_SAMPLERS = ("euler-a", "dpm++2m-sde")  # the web UI's Eta says how much noise they add
 SINCE_TYPES = (1, 9)  # the web UI's version that took the spacing out of the samplers' names
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return the text for the file of a picture that was made from a recipe."""
+    return format_parameters(recipe_to_parameters(recipe, __version__))
 
 
 def recipe_to_parameters(recipe: Recipe, version: str) -> Parameters:
@@ -91,32 +57,39 @@ def recipe_to_parameters(recipe: Recipe, version: str) -> Parameters:
     sd_numba.recipes.a1111.Parameters
         `recipe_from_parameters` gives the same recipe again, also after `format_parameters` and `parse_parameters`.
     """
-    size = None if None in (recipe.width, recipe.height) else f"{recipe.width}x{recipe.height}"
-    hires = recipe.hires_scale is not None
-    first, last = recipe.cfg_interval
-    special: dict[str, dict[str, Any]] = {
-        "scheduler": sampler_title(recipe.scheduler) if recipe.scheduler is not None else {},
-        "width": {"Size": size} if size else {"Width": recipe.width, "Height": recipe.height},
-        "strength": {"Init image strength" if hires else "Denoising strength": recipe.strength},
-        "hires_strength": {"Denoising strength" if hires else "Hires denoising strength": recipe.hires_strength},
-        "clip_skip": {"Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None},
-        "rng": {"RNG": RNG_NAMES.get(recipe.rng, recipe.rng)},
-        "hires_steps": {"Hires steps": recipe.hires_steps, "Hires upscaler": "Latent" if hires else None},
-        "cfg_interval": {"CFG interval": f"{_written(first)}-{_written(last)}" if (first, last) != (0, 1) else None},
-    }
+    kind = type(recipe)
+    special = _special(recipe)
     settings: dict[str, Any] = {}
-    for name in ORDER:
-        value = getattr(recipe, name)
-        settings |= special[name] if name in special else {KEYS[name]: None if value == DEFAULTS[name] else value}
+    for name in sorted(settings_of(kind), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        about, value = settings_of(kind)[name], getattr(recipe, name)
+        if name in special:
+            settings |= special[name]
+        elif about.key:
+            given = value is not None and value != defaults_of(kind)[name]
+            settings[about.key] = (about.write or _written)(value) if given else None
     settings["Version"] = f"{PROGRAM} {version}"
     written = {key: _written(value) for key, value in settings.items() if value is not None}
     return Parameters(recipe.prompt, recipe.negative_prompt, written)
 
 
-# As the web UI orders them.
+def _special(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return keys and values of those fields that stand under several keys, or under keys that depend on others."""
+    size = None if None in (recipe.width, recipe.height) else f"{recipe.width}x{recipe.height}"
+    hires = recipe.hires_scale is not None
+    return {
+        "scheduler": sampler_title(recipe.scheduler) if recipe.scheduler is not None else {},
+        "width": {"Size": size} if size else {"Width": recipe.width, "Height": recipe.height},
+        "strength": {"Init image strength" if hires else "Denoising strength": recipe.strength},
+        "hires_strength": {"Denoising strength" if hires else "Hires denoising strength": recipe.hires_strength},
+        "rng": {"RNG": RNG_NAMES.get(recipe.rng, recipe.rng)},
+        "hires_steps": {"Hires steps": recipe.hires_steps, "Hires upscaler": "Latent" if hires else None},
+    }
+
+
+# The web UI's order; other settings follow.
 ORDER = (
     "num_inference_steps", "scheduler", "guidance_scale", "seed", "width", "model_hash", "model_name", "vae", "taesd",
-    "strength", "clip_skip", "tome", "init_image", "init_hash", "mask_image", "mask_hash", "expand", "rng", "eta",
+    "strength", "clip_skip", "tome", "image", "image_hash", "mask_image", "mask_hash", "expand", "rng", "eta",
     "hires_scale", "hires_steps", "hires_strength", "cfg_interval", "cache", "precision", "vae_tiling",
     "prompt_syntax", "lora_hashes", "ti_hashes",
 )  # fmt: skip
@@ -125,8 +98,8 @@ ORDER = (
 def _written(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, float):  # every digit, no exponent
-        return format(Decimal(repr(float(value))), "f").removesuffix(".0")
+    if isinstance(value, float):
+        return number_text(value)
     if isinstance(value, tuple):
         return _written_hashes(value) if isinstance(value[0], tuple) else ",".join(map(str, value))
     return str(value)
@@ -136,13 +109,15 @@ def _written_hashes(hashes: Hashes) -> str:
     return ", ".join(f"{re.sub('[,:]', '', name)}: {digest}" for name, digest in hashes)
 
 
-def recipe_from_parameters(parameters: Parameters) -> tuple[Recipe, list[str]]:
+def recipe_from_parameters(parameters: Parameters, owner: type[Recipe] = Recipe) -> tuple[Recipe, list[str]]:
     """Make a recipe of a picture's text, whichever program wrote it. Raises nothing.
 
     Parameters
     ----------
     parameters : Parameters
         From `parse_parameters`.
+    owner : type
+        `Recipe`, or a class that adds settings to it.
 
     Returns
     -------
@@ -155,23 +130,26 @@ def recipe_from_parameters(parameters: Parameters) -> tuple[Recipe, list[str]]:
     reader = _Reader(settings)
     version = str(settings.get("Version", ""))
     ours = version.startswith(PROGRAM)
-    found = {name: reader.take(key, KINDS[name]) for name, key in KEYS.items()}
+    found = {name: _take(reader, about) for name, about in settings_of(owner).items() if about.key and name != "rng"}
     found["scheduler"] = _take_sampler(reader, version)
     found["width"], found["height"] = reader.take("Size", read_size) or (
-        reader.take("Width", as_whole),
-        reader.take("Height", as_whole),
+        reader.take("Width", WHOLE.read),
+        reader.take("Height", WHOLE.read),
     )
     found["rng"] = _take_rng(reader, version)
-    found["cfg_interval"] = reader.take("CFG interval", _interval)
-    clip_skip = reader.take("Clip skip", as_whole)
-    found["clip_skip"] = None if clip_skip is None else max(clip_skip - 1, 0)
     _take_hires(reader, found)
     if not ours:
         _take_eta(reader, found, version)
         _ask_for_picture(reader, found)
     reader.note_rest()
     given = {name: value for name, value in found.items() if value is not None}
-    return Recipe(prompt, parameters.negative_prompt, **given), reader.notes
+    return owner(prompt, parameters.negative_prompt, **given), reader.notes
+
+
+def _take(reader: _Reader, about: Setting) -> Any:
+    """Give the value of a setting, counted as in Python."""
+    value = reader.take(str(about.key), about.parse or about.kind.read)
+    return max(value - about.offset, 0) if about.offset and value is not None else value
 
 
 class _Reader:
@@ -182,13 +160,13 @@ class _Reader:
         self.any = bool(settings)
         self.notes: list[str] = []
 
-    def take(self, key: str, kind: Callable[[Any], Any] = as_text) -> Any:
-        """Give a setting as `kind` reads it; None, with a note, if it cannot, and None if there is none."""
+    def take(self, key: str, read: Callable[[Any], Any] = TEXT.read) -> Any:
+        """Give a setting as `read` gives it; None, with a note, if it cannot, and None if there is none."""
         _, value = self.left.pop(key.lower(), ("", None))
         if value is None:
             return None
         try:
-            return check_value(key, value, kind)
+            return read_value(key, value, read)
         except InputError as error:
             self.notes.append(f"{error}; left out")
             return None
@@ -245,7 +223,7 @@ def _take_sampler(reader: _Reader, version: str) -> str | None:
     if schedule in ("", "default", "none", *PLAIN_SPACINGS):
         return name
     try:
-        return with_spacing(name, check_value("Schedule type", schedule, one_of(*SPACINGS)))
+        return with_spacing(name, read_value("Schedule type", schedule, Choice(SPACINGS).read))
     except InputError:
         reader.notes.append(f"Schedule type {schedule!r:.80}: not supported with {name}, left out")
         return name
@@ -283,11 +261,11 @@ def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
         else:
             reader.notes.append("Hires resize: not supported with another shape, left out")
     if found["hires_scale"] is None:
-        found["strength"] = reader.take("Denoising strength", as_number)
-        found["hires_strength"] = reader.take("Hires denoising strength", as_number)
+        found["strength"] = reader.take("Denoising strength", NUMBER.read)
+        found["hires_strength"] = reader.take("Hires denoising strength", NUMBER.read)
     else:
-        found["hires_strength"] = reader.take("Denoising strength", as_number)
-        found["strength"] = reader.take("Init image strength", as_number)
+        found["hires_strength"] = reader.take("Denoising strength", NUMBER.read)
+        found["strength"] = reader.take("Init image strength", NUMBER.read)
         if upscaler is not None and upscaler != "Latent":
             reader.notes.append(f"Hires upscaler {upscaler!r:.80}: not supported, Latent takes its place")
 
@@ -305,15 +283,10 @@ def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
 
 def _ask_for_picture(reader: _Reader, found: dict[str, Any]) -> None:
     """Note that another program's text does not say which picture it started from; its hash is of another kind."""
-    if found["init_hash"] is not None or (found["strength"] is not None and found["init_image"] is None):
+    if found["image_hash"] is not None or (found["strength"] is not None and found["image"] is None):
         reader.notes.append("Init image: not named, give the picture that this one was made from")
-    found["init_hash"] = None
+    found["image_hash"] = None
 
 
 def _eta(value: str) -> float:
-    return 1.0 if value.strip().lower() == "inf" else as_number(value)  # stable-diffusion.cpp's default
-
-
-def _interval(value: str) -> tuple[float, float]:
-    first, last = several(as_number, 2, "a share of the steps such as 0-0.8")(value.split("-"))
-    return first, last
+    return 1.0 if value.strip().lower() == "inf" else NUMBER.read(value)  # stable-diffusion.cpp's default

@@ -7,20 +7,16 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .recipe import Recipe, as_text, check_value, read_fields
+from ..generation.settings import Settings, settings_of
+from ..values import TEXT, read_value
+from .recipe import read_fields
 
 MAX_BYTES = 64 << 20
 OUTPUT = "output"  # the key of a picture's file
-# What holds for a whole run, or is found out in it.
-OF_THE_RUN = frozenset(
-    {"precision", "model_name", "model_hash", "vae", "taesd", "init_hash", "mask_hash", "lora_hashes", "ti_hashes"}
-)
-PER_PICTURE = (*(field.name for field in fields(Recipe) if field.name not in OF_THE_RUN), OUTPUT)
 
 
 def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -156,14 +152,16 @@ def _checked(place: str, row: object) -> dict[str, Any]:
     try:
         found = read_fields({key: value for key, value in row.items() if key not in outputs})
         for key, value in outputs.items():
-            found[OUTPUT] = check_value(key, value, as_text)
+            found[OUTPUT] = read_value(key, value, TEXT.read)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
-    for name in found:
-        if name not in PER_PICTURE:
-            raise InputError(f"{place}: {name} holds for the whole run, give it as an option")
+    known = settings_of(Settings)
+    for name in found.keys() - {OUTPUT}:
+        if name not in known:
+            raise InputError(f"{place}: {name} holds for the whole run; give it as an option")
     if not found.get("prompt", "").strip():
         raise InputError(f"{place}: found no prompt, expected one")
-    if "clip_skip" in found:
-        found["clip_skip"] = max(found["clip_skip"] - 1, 0)
+    for name in found.keys() & known.keys():
+        if offset := known[name].offset:
+            found[name] = max(found[name] - offset, 0)
     return found

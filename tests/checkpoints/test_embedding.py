@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sd_numba import StableDiffusionPipeline
 from sd_numba.checkpoints.embedding import find_embeddings, read_embedding
 from sd_numba.errors import InputError, ModelError
-from sd_numba.pipeline import StableDiffusionPipeline
 
 WIDTH = 192
 

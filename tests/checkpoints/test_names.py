@@ -8,13 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import write_model
+from sd_numba import StableDiffusionPipeline
 from sd_numba.checkpoints.names import component_tensors
 from sd_numba.checkpoints.opening import NETWORKS, SCHEDULER, Model, embedded_model_path, expected_shapes, open_model
 from sd_numba.checkpoints.shapes import infer_text_encoder, infer_unet, infer_vae
 from sd_numba.checkpoints.weights import ShapeRecorder
 from sd_numba.errors import ModelError
 from sd_numba.files.tensors import TensorInfo
-from sd_numba.pipeline import StableDiffusionPipeline
 from sd_numba.prompts.tokenizer import Tokenizer
 from sd_numba.tools.convert import convert, single_tensors
 from tests.golden.cases import GOLDEN, SINGLE_FILES

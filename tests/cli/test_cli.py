@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sd_numba import StableDiffusionPipeline, kernels
+from sd_numba import kernels
 from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.cli import main
-from sd_numba.cli.jobs import output_paths
+from sd_numba.cli.plan import output_paths
 from sd_numba.files.safetensors import read_header
+from sd_numba.pipeline import Pipeline
 from sd_numba.recipes import a1111, png
 
 SMALL = ["--steps", "2", "-W", "64", "-H", "64", "-s", "1"]
@@ -128,15 +129,15 @@ def test_a_sampler_named_with_its_spacing_may_be_asked_for_it_again(run):
 def test_kernels_compile_after_the_arguments_are_checked_and_before_they_are_needed(run, monkeypatch):
     happened = []
     monkeypatch.setattr(kernels, "warmup", lambda: happened.append("warmup") or iter(()))
-    for name in ("generate", "prepare"):
-        method = getattr(StableDiffusionPipeline, name)
+    for name in ("run", "prepare"):
+        method = getattr(Pipeline, name)
         monkeypatch.setattr(
-            StableDiffusionPipeline,
+            Pipeline,
             name,
             lambda *args, name=name, method=method, **options: happened.append(name) or method(*args, **options),
         )
     assert run("generate", "a fox", *SMALL).exit_code == 0
-    assert happened == ["generate", "warmup", "prepare", "generate"]
+    assert happened == ["run", "warmup", "prepare", "run"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
@@ -173,20 +174,27 @@ def test_output_that_cannot_be_written():
     ("arguments", "words"),
     [
         (["-m", "nowhere"], ["nowhere", "does not exist"]),
-        (["-W", "65"], ["width", "multiple of 4"]),
-        (["--steps", "0"], ["0"]),
+        (["-W", "65"], ["-W: found 65", "multiple of 4"]),
+        (["--steps", "0"], ["--steps: found 0, expected a whole number from 1 to 1000"]),
         (["--sampler", "eulr"], ["eulr", "euler"]),
-        (["-W", "0"], ["width: found 0"]),
-        (["-W", "-8"], ["width: found -8"]),
+        (["-W", "0"], ["-W: found 0, expected a whole number"]),
+        (["-W", "-8"], ["-W: found -8"]),
         (["--sampler", ""], ["unknown sampler ''"]),
-        (["--sampler", "pndm", "--scheduler", "karras"], ["karras for sampler pndm", "euler, heun"]),
-        (["--sampler", "euler-karras", "--scheduler", "exponential"], ["exponential for sampler euler-karras"]),
+        (
+            ["--sampler", "pndm", "--scheduler", "karras"],
+            ["pndm does not support the spacing karras", ": euler, heun"],
+        ),
+        (
+            ["--sampler", "euler-karras", "--scheduler", "exponential"],
+            ["--scheduler exponential and --sampler euler-karras ask for different spacings"],
+        ),
         (["-o", "missing/a.png"], ["missing", "does not exist"]),
         (["-o", "."], ["is a folder"]),
         (["-o", "a.jpg"], [".png"]),
-        (["-b", "0"], ["batch-count"]),
-        (["-b", "100000000000"], ["batch-count: found 100000000000"]),
-        (["--cfg-scale", "nan"], ["guidance_scale"]),
+        (["--batch-count", "0"], ["--batch-count: found 0"]),
+        (["-b", "100000000000"], ["-b: found 100000000000"]),
+        (["--cfg-scale", "nan"], ["--cfg-scale: found nan"]),
+        (["--guidance-scale=1e9"], ["--guidance-scale: found 1000000000.0, expected a number from -1000 to 1000"]),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(run, tmp_path, arguments, words):
@@ -196,7 +204,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(run, tmp_path, arguments, 
 
 def test_no_prompt_shows_how(run):
     result = run("generate")
-    assert result.exit_code == 2 and "found no prompt" in result.stderr
+    assert result.exit_code == 2 and "no prompt; say what to draw" in result.stderr
     assert len(re.findall(r'^  sd-numba generate "[^"]+"', result.stderr, re.MULTILINE)) == 3
     assert 'sd-numba generate "a red apple' in result.stderr
 
@@ -267,7 +275,7 @@ def test_check_commands(run):
     diffusion = run("diffusion-test", "-W", "64", "-H", "64").stdout
     assert "(2, 4, 16, 16) -> (2, 4, 16, 16)" in diffusion
     for width in ("66", "0", "-8"):
-        assert one_line(run("diffusion-test", "-W", width, "-H", width), f"height: found {width}")
+        assert one_line(run("diffusion-test", "-W", width, "-H", width), f"-H: found {width}")
     assert "GFLOP/s" in diffusion
     assert "ready" in run("warmup").stdout
     assert "326 tensors" in run("info", str(embedded_model_path() / "unet")).stdout
@@ -292,7 +300,7 @@ def test_ctrl_c_leaves_one_line_and_what_to_go_on_from(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped by Ctrl-C; go on with: sd-numba generate --resume {tmp_path / 'a.png.state'}" in errors
+    assert f"stopped by Ctrl-C; continue with: sd-numba generate --resume {tmp_path / 'a.png.state'}" in errors
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["a.png.state"]
 

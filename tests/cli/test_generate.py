@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
-from sd_numba.cli import canvas, main, progress
+from sd_numba import studio
+from sd_numba.cli import main, progress
 from sd_numba.cli import run as running
 from sd_numba.errors import InputError
 from sd_numba.generation import state
@@ -88,8 +89,8 @@ def test_a_picture_from_a_picture(made, inputs):
 
 
 def test_a_batch_opens_its_picture_once_for_planning_and_once_for_making(made, inputs, monkeypatch):
-    opened, read = [], canvas.open_picture
-    monkeypatch.setattr(canvas, "open_picture", lambda path: opened.append(path) or read(path))
+    opened, read = [], studio.open_picture
+    monkeypatch.setattr(studio, "open_picture", lambda path: opened.append(path) or read(path))
     made("a red apple", "-i", "photo.png", "--steps", "2", "-s", "1", "-b", "5")
     assert opened == ["photo.png"] * 2
     first = pixels("output-001.png")
@@ -205,7 +206,7 @@ def test_what_is_there_already_is_skipped_unless_it_differs(made, tmp_path):
     png.save_png(tmp_path / "x-3.png", np.zeros((8, 8, 3), np.uint8), "another\nSteps: 1, Seed: 3, Size: 8x8")
     before = (tmp_path / "x-1.png").stat().st_mtime_ns
     result = made(*arguments)
-    assert "x-1.png  is there already; --overwrite makes it again" in result.stdout
+    assert "x-1.png  exists already; --overwrite remakes it" in result.stdout
     assert "x-2.png  (seed 2)" in result.stdout and "x-3.png  (seed 3)" in result.stdout
     assert (tmp_path / "x-1.png").stat().st_mtime_ns == before
     result = made(*arguments, "--overwrite")
@@ -276,7 +277,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_pixels(made, run, inputs, 
         result = run(arguments[0], *SMALL, *arguments[1:])
     kept = f"{names[0]}.state"
     assert result.exit_code == 130
-    assert f"stopped by Ctrl-C; go on with: sd-numba generate --resume {kept}" in result.stderr
+    assert f"stopped by Ctrl-C; continue with: sd-numba generate --resume {kept}" in result.stderr
     with monkeypatch.context() as patched:  # and again
         stop_after(patched, 1)
         assert run("--resume", kept).exit_code == (0 if kind == "last-step" else 130)
@@ -301,7 +302,7 @@ def test_a_run_that_is_stopped_again_before_its_first_step_keeps_what_there_is(m
     with monkeypatch.context() as patched:
         patched.setattr(running, "watch", press)
         result = run("--resume", kept)
-    assert result.exit_code == 130 and f"go on with: sd-numba generate --resume {kept}" in result.stderr
+    assert result.exit_code == 130 and f"continue with: sd-numba generate --resume {kept}" in result.stderr
     tree, about = state.load_state(kept)
     assert (tree["call"], about["done"]) == (3, 1)
     made("--resume", kept)
@@ -351,7 +352,7 @@ def test_a_run_that_was_killed_goes_on(made, inputs, sent):
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[sent]
     assert "Traceback" not in errors
     if sent != signal.SIGKILL:
-        assert "go on with: sd-numba generate --resume run.state" in errors
+        assert "continue with: sd-numba generate --resume run.state" in errors
     assert not (inputs / "output.png").exists()
     made("--resume", "run.state")
     assert (inputs / "output.png").read_bytes() == whole
@@ -366,7 +367,10 @@ def test_info_knows_a_state(run, made, tmp_path, monkeypatch):
         "state of a run that was stopped: 1 of 3 pictures made; go on with: "
         "sd-numba generate --resume output-001.png.state\n"
     )
-    assert "Note: output-001.png.state is there, of a run that was stopped" in made("a fox", *SMALL, "-b", "3").stderr
+    assert (
+        "Note: output-001.png.state holds an unfinished run; continue it with --resume output-001.png.state"
+        in made("a fox", *SMALL, "-b", "3").stderr
+    )
 
 
 def test_variants_are_not_for_prompts_that_are_literal(made, tmp_path):
@@ -379,7 +383,7 @@ def test_what_cannot_be_gone_on_with(run, made, inputs, monkeypatch):
         stop_after(patched, 2)
         run("a red apple", "-i", "photo.png", *SMALL)
     kept = "output.png.state"
-    assert "--resume: found steps beside it" in error(run("--resume", kept, "--steps", "9"))
+    assert "--resume: --steps cannot be given as well" in error(run("--resume", kept, "--steps", "9"))
     assert "photo.png: not the state of a run" in error(run("--resume", "photo.png"))
     assert "nothing.state" in error(run("--resume", "nothing.state"))
     tree, about = state.load_state(kept)
@@ -458,37 +462,43 @@ def test_long_times_are_said_in_hours():
         (["-i", "none.png"], "none.png: found no such file"),
         (["-i", "text.txt"], "text.txt: found something else, expected a picture"),
         (["-i", "."], "found a folder, expected a picture"),
-        (["--mask", "mask.png"], "mask_image: found one without a picture to start from; give it with --init-img"),
-        (["--strength", "0.5"], "strength: found one without a picture"),
-        (["--expand", "8,8,8,8"], "expand: found one without a picture"),
+        (["--mask", "mask.png"], "--mask needs --init-img as well"),
+        (["--strength", "0.5"], "--strength needs --init-img as well"),
+        (["--expand", "8,8,8,8"], "--expand needs --init-img as well"),
         (["-i", "photo.png", "--mask", "none.png"], "none.png: found no such file"),
-        (["-i", "photo.png", "--strength", "1.5"], "strength: found 1.5, expected a number from 0 to 1"),
-        (["-i", "photo.png", "--strength", "nan"], "strength: found nan"),
+        (["-i", "photo.png", "--strength", "1.5"], "--strength: found 1.5, expected a number from 0 to 1"),
+        (["-i", "photo.png", "--strength", "nan"], "--strength: found nan, expected a number"),
         (["-i", "photo.png", "--strength", "0.1"], "less than one step"),
-        (["-i", "photo.png", "--expand", "-8,0,0,0"], "expand: found -8, expected 0 to 4096"),
-        (["-i", "photo.png", "--expand", "99999,0,0,0"], "expand: found 99999"),
-        (["-i", "photo.png", "--hires", "2"], "hires_scale: found one beside an image"),
-        (["-W", "66"], "width: found 66, expected a multiple of 4, such as 64 or 68"),
-        (["--hires", "0.5"], "hires_scale: found 0.5, expected a number from 1 to 16"),
-        (["--hires", "nan"], "hires_scale: found nan"),
-        (["--hires", "2", "--hires-steps", "-1"], "the number of steps"),
-        (["--hires", "2", "--hires-strength", "7"], "hires_strength: found 7"),
-        (["--cfg-interval", "0.8,0.2"], "cfg_interval: found 0.8 to 0.2, expected the smaller number first"),
-        (["--cfg-interval", "0,2"], "cfg_interval: found 2.0, expected a number from 0 to 1"),
-        (["--cache", "deepcache"], "cache: found 'deepcache', expected deepcache:N"),
-        (["--cache", "deepcache:0"], "cache: found 'deepcache:0'"),
-        (["--tome", "0.9"], "tome: found 0.9, expected a number from 0 to 0.75"),
-        (["--clip-skip", "0"], "clip-skip: found 0, expected 1"),
-        (["--clip-skip", "99"], "clip_skip: found 98"),
-        (["-b", "0"], "batch-count: found 0"),
-        (["--batch-size", "0"], "batch-size: found 0"),
+        (["-i", "photo.png", "--expand", "-8,0,0,0"], "--expand: found -8, expected a whole number from 0 to 4096"),
+        (["-i", "photo.png", "--expand", "99999,0,0,0"], "--expand: found 99999"),
+        (
+            ["-i", "photo.png", "--hires", "2"],
+            "--hires and -i exclude each other; --width and --height enlarge",
+        ),
+        (["-W", "66"], "-W: found 66, expected a multiple of 4, such as 64 or 68"),
+        (["--hires", "0.5"], "--hires: found 0.5, expected a number from 1 to 16"),
+        (["--hires", "nan"], "--hires: found nan"),
+        (
+            ["--hires", "2", "--hires-steps", "-1"],
+            "--hires-steps: found -1, expected a whole number of at",
+        ),
+        (["--hires", "2", "--hires-strength", "7"], "--hires-strength: found 7.0, expected a number from 0 to 1"),
+        (["--cfg-interval", "0.8,0.2"], "--cfg-interval: found (0.8, 0.2), expected the smaller number first"),
+        (["--cfg-interval", "0,2"], "--cfg-interval: found 2.0, expected a number from 0 to 1"),
+        (["--cache", "deepcache"], "--cache: found 'deepcache', expected deepcache:N"),
+        (["--cache", "deepcache:0"], "--cache: found 'deepcache:0'"),
+        (["--tome", "0.9"], "--tome: found 0.9, expected a number from 0 to 0.75"),
+        (["--clip-skip", "0"], "--clip-skip: found 0, expected a whole number from 1 to"),
+        (["--clip-skip", "99"], "--clip-skip: found 99, expected a whole number from 1 to 4"),
+        (["-b", "0"], "-b: found 0, expected a whole number from 1 to 10000"),
+        (["--batch-size", "0"], "--batch-size: found 0"),
         (["-b", "2", "-o", "x.jpg"], "choose a name that ends in .png"),
         (["--grid", "nowhere/x.png"], "its folder nowhere does not exist"),
         (["--preview", "tae"], "preview tae: found no tiny autoencoder; give one with --taesd"),
         (["--preview", "proj", "--preview-path", "nowhere/x.png"], "its folder nowhere does not exist"),
-        (["--preview-interval", "0"], "preview-interval: found 0"),
+        (["--preview-interval", "0"], "--preview-interval: found 0"),
         (["--from", "none.png"], "none.png: no such file"),
-        (["--resume", "none.state"], "--resume: found steps beside it"),
+        (["--resume", "none.state"], "--resume: --steps cannot be given as well"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, inputs, arguments, words):
@@ -500,13 +510,13 @@ def test_mistakes_are_one_line_and_leave_nothing(run, inputs, arguments, words):
 
 def test_prompts_that_do_not_fit_together(run, made, tmp_path):
     (tmp_path / "p.txt").write_text("a fox")
-    assert "a prompt and a prompt file" in run("a cat", "--prompt-file", "p.txt").stderr
+    assert "a prompt and --prompt-file; give one of them" in run("a cat", "--prompt-file", "p.txt").stderr
     (tmp_path / "p.json").write_text(json.dumps([{"prompt": "a fox", "steps": "many"}]))
     assert "p.json: prompt 1: steps: found 'many', expected a whole number" in error(run("--prompt-file", "p.json"))
     (tmp_path / "p.json").write_text(
         json.dumps([{"prompt": "a", "output": "x.png"}, {"prompt": "b", "output": "x.png"}])
     )
-    assert "output: found x.png for two pictures" in error(run("--prompt-file", "p.json", *SMALL))
+    assert "output: x.png is the file of two pictures" in error(run("--prompt-file", "p.json", *SMALL))
     assert "more than 10000 pictures" in error(run("{a|b}", *SMALL, "-b", "9000"))
 
 

@@ -225,8 +225,8 @@ def test_generators_of_torch_are_drawn_from(pipe):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"generator": Generator(), "seed": 1}, "beside a seed"),
-        ({"generator": Generator(), "rng": "cuda"}, "beside a seed or rng"),
+        ({"generator": Generator(), "seed": 1}, "generator excludes seed and rng"),
+        ({"generator": Generator(), "rng": "cuda"}, "generator excludes seed and rng"),
         ({"generator": [Generator()] * 3}, "generator: found 3 for 1 pictures"),
         ({"generator": []}, "generator: found 0 for 1 pictures"),
         ({"generator": 42}, "generator: found int"),
@@ -287,7 +287,7 @@ def test_arguments_of_diffusers_open_a_model():
         scheduler=DDIMScheduler.from_pretrained(MODEL, subfolder="scheduler"),
     )  # fmt: skip
     assert pipe.scheduler_name() == "ddim"
-    with pytest.raises(InputError, match=r"found use_safetensor=.*did you mean use_safetensors\?"):
+    with pytest.raises(InputError, match=r"no argument use_safetensor \(did you mean use_safetensors\?\)"):
         StableDiffusionPipeline.from_pretrained(use_safetensor=True)
 
 

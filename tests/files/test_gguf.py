@@ -7,10 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench.make_random_model import write_model
-from sd_numba import kernels
+from sd_numba import StableDiffusionPipeline, kernels
 from sd_numba.errors import ModelError
 from sd_numba.files.safetensors import read_header
-from sd_numba.pipeline import StableDiffusionPipeline
 from sd_numba.tools.convert import convert
 from sd_numba.tools.info import describe
 from tests.checkpoints.test_names import FAMILIES, latents

@@ -143,8 +143,8 @@ def test_models_that_edit_by_instructions_are_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mask_image": np.zeros((8, 8))}, "mask_image: found one without an image"),
-        ({"strength": 0.5}, "strength: found one without an image"),
+        ({"mask_image": np.zeros((8, 8))}, "mask_image needs image as well"),
+        ({"strength": 0.5}, "strength needs image as well"),
         ({"image": 7}, "image: found int, expected a PIL image"),
         ({"image": np.zeros((8, 8, 4))}, r"image: found shape \(8, 8, 4\)"),
         ({"image": picture(64, 64), "strength": 1.5}, "strength: found 1.5, expected a number from 0 to 1"),
@@ -155,8 +155,11 @@ def test_models_that_edit_by_instructions_are_refused():
         ({"image": picture(64, 64), "mask_image": np.zeros((3, 64, 64))}, "mask_image: found 3 for 1 pictures"),
         ({"image": picture(64, 64), "mask_image": np.zeros((64, 64, 3))}, r"mask_image: found shape \(64, 64, 3\)"),
         ({"image": np.zeros((3, 64, 64, 3))}, "image: found 3 for 1 pictures, expected as many or one"),
-        ({"image": picture(64, 64), "latents": np.zeros((1, 4, 8, 8))}, "latents: found some beside an image"),
-        ({"image": picture(64, 64), "hires_scale": 2}, "hires_scale: found one beside an image"),
+        ({"image": picture(64, 64), "latents": np.zeros((1, 4, 8, 8))}, "latents and image exclude each other"),
+        (
+            {"image": picture(64, 64), "hires_scale": 2},
+            "hires_scale and image exclude each other; width and",
+        ),
         ({"image": picture(2, 2)}, "height: found 0"),
     ],
 )

@@ -92,7 +92,7 @@ def test_every_sampler_goes_on_from_its_state(pipe, sampler):
 
 
 def test_there_is_nothing_to_go_on_with_after_the_last_step(pipe, steps):
-    with pytest.raises(InputError, match="state: found that of the last step, expected one with steps to make"):
+    with pytest.raises(InputError, match="state: the run is already complete; decode its latents"):
         pipe("a red apple", **FEW, state=steps[-1].state)
     found = pipe("a red apple", output_type="latent", **FEW, state=steps[2].state).images
     np.testing.assert_array_equal(found, steps[-1].latents)
@@ -175,7 +175,7 @@ def test_a_batch_with_a_second_pass_is_each_of_it(pipe):
         ({"hires_scale": 0.5}, "hires_scale: found 0.5, expected a number from 1 to 16"),
         ({"hires_scale": "2"}, "hires_scale: found '2'"),
         ({"hires_scale": 16, "width": 4096}, "width: found 65536|memory"),
-        ({"hires_scale": 2, "hires_steps": 2000}, "the number of steps must be from 1 to 1000, found 2000"),
+        ({"hires_scale": 2, "hires_steps": 2000}, "hires_steps: found 2000, expected a whole number from 0 to 1000"),
         ({"hires_scale": 2, "hires_strength": 0}, "strength"),
         ({"hires_scale": 2, "hires_strength": 0.01}, "less than one step"),
     ],

@@ -15,7 +15,7 @@ from sd_numba import InputError, StableDiffusionPipeline, kernels
 from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.cli import main
 from sd_numba.generation import model
-from sd_numba.pipeline import to_pil
+from sd_numba.pictures.arrays import to_pil
 from tests.checkpoints.test_lora import kohya, random_updates
 from tests.kernels.common import LOW
 

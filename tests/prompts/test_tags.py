@@ -5,8 +5,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from sd_numba.checkpoints.embedding import find_embeddings
-from sd_numba.cli.loras import find_lora, find_tagged, split_tags, split_weight
+from sd_numba.checkpoints.finding import find_lora, find_tagged
 from sd_numba.errors import InputError, SdNumbaError
+from sd_numba.prompts.tags import split_tags, split_weight
 
 
 def test_tags():
@@ -52,7 +53,7 @@ def test_files(tmp_path, monkeypatch):
     assert find_tagged("style v1.2", str(folder)) == style
     for arguments, message in (
         (("none", str(folder)), "none of that name"),
-        (("none", None), "--lora-dir"),
+        (("none", None), "give the folder with lora_dir"),
         (("none", str(folder / "none")), "no such folder"),
         ((str(folder), None), "a folder without"),
     ):

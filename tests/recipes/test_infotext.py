@@ -47,7 +47,7 @@ def test_the_text_of_a_picture():
 def test_the_text_of_a_picture_with_everything():
     recipe = Recipe(
         "a cat", seed=1, num_inference_steps=20, guidance_scale=7.0, width=512, height=512, scheduler="euler-a",
-        rng="cuda", clip_skip=1, strength=0.75, init_image="a, b.png", init_hash="0123456789", expand=(0, 64, 0, 0),
+        rng="cuda", clip_skip=1, strength=0.75, image="a, b.png", image_hash="0123456789", expand=(0, 64, 0, 0),
         cfg_interval=(0.0, 0.8), cache="deepcache:3", tome=0.5, precision="bf16", vae_tiling=True, vae="v.safetensors",
         lora_hashes=(("style", "0123456789"), ("two", "abcdef0123")), prompt_syntax="plain",
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_picture_from_a_picture_of_another_program():
     found, notes = read(
         f"a\n{LINE.format('Euler')}, Denoising strength: 0.6, Init image hash: 0123456789, Mask blur: 4"
     )
-    assert found.strength == 0.6 and found.init_hash is None and found.init_image is None
+    assert found.strength == 0.6 and found.image_hash is None and found.image is None
     assert notes[0].startswith("Init image: not named, give the picture")
     assert "Mask blur: not supported, left out" in notes
 

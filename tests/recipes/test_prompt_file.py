@@ -60,7 +60,7 @@ def test_files(tmp_path, name, content, wanted):
         (
             "a.json",
             '[{"prompt": "a", "precision": "f32"}]',
-            "prompt 1: precision holds for the whole run, give it as an",
+            "prompt 1: precision holds for the whole run; give it as an",
         ),
         ("a.json", '[{"prompt": "a", "model": "x"}]', "prompt 1: model_name holds for the whole run"),
         ("a.json", '[{"prompt": "a", "output": 5}]', "prompt 1: output: found 5, expected a text"),

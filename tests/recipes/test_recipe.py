@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_numba.errors import InputError
-from sd_numba.recipes.recipe import KINDS, RNGS, Recipe, read_fields, with_spacing
+from sd_numba.generation.settings import RNGS, settings_of
+from sd_numba.recipes.recipe import Recipe, read_fields, with_spacing
 from sd_numba.samplers import SAMPLER_NAMES
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
@@ -58,7 +59,7 @@ def recipes(draw):
         "ti_hashes": draw(hashes),
     }
     if draw(st.booleans()):
-        values |= {"init_image": draw(paths), "init_hash": draw(digests), "strength": draw(shares)}
+        values |= {"image": draw(paths), "image_hash": draw(digests), "strength": draw(shares)}
         if draw(st.booleans()):
             values |= {"mask_image": draw(paths), "mask_hash": draw(digests)}
         values["expand"] = draw(maybe(st.tuples(*[st.integers(0, 4096)] * 4)))
@@ -78,7 +79,7 @@ def test_recipes_as_json(recipe):
 
 
 def test_a_recipe_needs_a_prompt():
-    with pytest.raises(InputError, match="recipe: found no prompt, expected one"):
+    with pytest.raises(InputError, match="recipe: no prompt"):
         Recipe.from_json({"steps": 5})
 
 
@@ -99,7 +100,7 @@ def test_a_recipe_needs_a_prompt():
         ({"vae_tiling": "off", "rng": "CUDA", "lora_hashes": "a: 1, b: c: 2"},
          {"vae_tiling": False, "rng": "cuda", "lora_hashes": (("a", "1"), ("b: c", "2"))}),
         ({"image": "a.png", "denoising_strength": 0.5, "mask": "m.png"},
-         {"init_image": "a.png", "strength": 0.5, "mask_image": "m.png"}),
+         {"image": "a.png", "strength": 0.5, "mask_image": "m.png"}),
         ({"hr_scale": 2, "hr_second_pass_steps": 0}, {"hires_scale": 2.0}),
         ({"hires_steps": "1"}, {"hires_steps": 1}),
     ],
@@ -113,8 +114,8 @@ def test_other_programs_names(given, wanted):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"stepps": 5}, "stepps: unknown setting, expected one of prompt, "),
-        ({"steps": 5, "Steps": 6}, "Steps: num_inference_steps is given twice, expected one of its names"),
+        ({"stepps": 5}, "stepps: unknown setting; the settings are prompt, "),
+        ({"steps": 5, "Steps": 6}, "Steps: num_inference_steps is given twice; give it once"),
         ({"size": "1x2", "width": 1}, "width: width is given twice"),
         ({"steps": "many"}, "steps: found 'many', expected a whole number"),
         ({"steps": 1.5}, "steps: found 1.5, expected a whole number"),
@@ -137,8 +138,11 @@ def test_other_programs_names(given, wanted):
         ({"cfg_interval": 0.5}, "cfg_interval: found 0.5, expected 2 numbers: from, to"),
         ({"vae_tiling": "perhaps"}, "vae_tiling: found 'perhaps', expected true or false"),
         ({"sampler": "restart"}, "unknown sampler 'restart'"),
-        ({"schedule_type": "karras"}, "scheduler: found spacing karras without a sampler, expected both"),
-        ({"sampler": "ddim", "schedule_type": "karras"}, "found karras for sampler ddim, expected one of the samplers"),
+        ({"schedule_type": "karras"}, "scheduler: spacing karras needs a sampler as well"),
+        (
+            {"sampler": "ddim", "schedule_type": "karras"},
+            "sampler ddim does not support the spacing karras",
+        ),
         ({"sampler": "ddim", "schedule_type": "zigzag"}, "schedule_type: found 'zigzag', expected normal or uniform"),
         ({"lora_hashes": [1]}, r"lora_hashes: found \[1\], expected names with hashes"),
     ],
@@ -150,7 +154,7 @@ def test_settings_that_are_none(given, words):
 
 
 @given(values=st.dictionaries(
-    st.sampled_from(sorted(KINDS)) | st.text(max_size=10),
+    st.sampled_from(sorted(settings_of(Recipe))) | st.text(max_size=10),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner), max_leaves=5,
@@ -163,7 +167,7 @@ def test_whatever_comes_is_read_or_refused(values):
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert found.keys() <= KINDS.keys()
+        assert found.keys() <= settings_of(Recipe).keys()
 
 
 def test_spacings():
@@ -171,5 +175,5 @@ def test_spacings():
     assert with_spacing("euler-karras", "exponential") == "euler-exponential"
     for plain in ("normal", "uniform", "discrete", "automatic"):
         assert with_spacing("ddim", plain) == "ddim"
-    with pytest.raises(InputError, match="found exponential for sampler pndm, expected one of the samplers euler"):
+    with pytest.raises(InputError, match="pndm does not support the spacing exponential; these samplers do: euler"):
         with_spacing("pndm", "exponential")

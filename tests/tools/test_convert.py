@@ -10,14 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import to_bfloat16, write_model
-from sd_numba import kernels
+from sd_numba import StableDiffusionPipeline, kernels
 from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.errors import InputError, ModelError
 from sd_numba.files import writing
 from sd_numba.files.safetensors import read_header, read_metadata
 from sd_numba.files.tensors import BLOCKS
 from sd_numba.files.writing import Entry, write_safetensors
-from sd_numba.pipeline import StableDiffusionPipeline
 from sd_numba.tools.convert import convert
 from tests.checkpoints.test_names import FAMILIES, latents
 from tests.golden.compare import relative_error, scratch
