@@ -10,13 +10,13 @@ import sys
 
 if __name__ == "kernels":
     # Imported by its folder's name, from a checkout. The package is sd_numba.kernels: hand out that one and its
-    # modules, so that there is one copy of each.
+    # modules, so that there is one copy of each. All are loaded now: Python would load a later one anew.
     from importlib import import_module
+    from pkgutil import walk_packages
 
-    for name in ("sd_numba.kernels.machine.peak", "sd_numba.kernels"):
-        import_module(name)
-    for name in [name for name in sys.modules if name.startswith("sd_numba.kernels")]:
-        sys.modules[name.removeprefix("sd_numba.")] = sys.modules[name]
+    sys.modules["kernels"] = import_module("sd_numba.kernels")
+    for module in walk_packages(sys.modules["kernels"].__path__, "sd_numba.kernels."):
+        sys.modules[module.name.removeprefix("sd_numba.")] = import_module(module.name)
 
 from .activations import geglu, gelu, gelu_tanh, quick_gelu, silu
 from .attention import attention

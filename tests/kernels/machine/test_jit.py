@@ -96,6 +96,19 @@ def test_fingerprint_covers_every_source(copy, name, monkeypatch):
     assert jit._fingerprint.__wrapped__() != before
 
 
+@pytest.mark.parametrize("folder", ["", "products", "products/new"])
+def test_fingerprint_covers_new_and_renamed_files(copy, folder, monkeypatch):
+    monkeypatch.setattr(jit, "__file__", str(copy / "sd_numba/kernels/machine/jit.py"))
+    place = copy / "sd_numba/kernels" / folder
+    place.mkdir(exist_ok=True)
+    seen = [jit._fingerprint.__wrapped__()]
+    (place / "first.py").touch()
+    seen.append(jit._fingerprint.__wrapped__())
+    (place / "first.py").rename(place / "second.py")
+    seen.append(jit._fingerprint.__wrapped__())
+    assert len(set(seen)) == 3
+
+
 def test_unwritable_cache_falls_back(copy, tmp_path):
     """A file where the cache folder should be: chmod would not stop root."""
     (tmp_path / "file").write_text("")
