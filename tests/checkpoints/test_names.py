@@ -1,4 +1,4 @@
-"""Single-file checkpoints: names as diffusers translates them, shapes, and whole models read and run."""
+"""Single-file checkpoints: names as diffusers translates them, and whole models read and run."""
 
 import gzip
 from pathlib import Path
@@ -9,9 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import write_model
 from sd_numba import StableDiffusionPipeline
-from sd_numba.checkpoints.names import component_tensors
+from sd_numba.checkpoints.names import canonical_name, component_tensors
 from sd_numba.checkpoints.opening import NETWORKS, SCHEDULER, Model, embedded_model_path, expected_shapes, open_model
-from sd_numba.checkpoints.shapes import infer_text_encoder, infer_unet, infer_vae
 from sd_numba.checkpoints.weights import ShapeRecorder
 from sd_numba.errors import ModelError
 from sd_numba.files.tensors import TensorInfo
@@ -102,17 +101,28 @@ def test_names_are_translated_as_diffusers_does(family):
     assert seen == len(header)
 
 
-@pytest.mark.parametrize("family", SINGLE_FILES)
-def test_configurations_are_read_off_the_shapes(family):
-    header = whole(single_shapes(SINGLE_FILES[family]))
-    shapes = {part: {n: info.shape for n, info in component_tensors(header, part).items()} for part in NETWORKS}
-    found = {
-        "text_encoder": infer_text_encoder(shapes["text_encoder"], family == "2"),
-        "unet": infer_unet(shapes["unet"]),
-        "vae": infer_vae(shapes["vae"]),
-    }
-    for part, (_, parse) in NETWORKS.items():
-        assert parse(found[part]) == parse(SINGLE_FILES[family][part])
+@pytest.mark.parametrize(
+    ("stored", "canonical"),
+    [
+        ("text_model.embeddings.position_ids", None),
+        ("embeddings.position_ids", None),
+        ("text_projection.weight", None),
+        ("encoder.layers.11.self_attn.q_proj.weight", "text_model.encoder.layers.11.self_attn.q_proj.weight"),
+        ("embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        ("final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+        ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+        ("decoder.mid_block.attentions.0.query.weight", "decoder.mid_block.attentions.0.to_q.weight"),
+        ("encoder.mid_block.attentions.0.key.bias", "encoder.mid_block.attentions.0.to_k.bias"),
+        ("encoder.mid_block.attentions.0.value.weight", "encoder.mid_block.attentions.0.to_v.weight"),
+        ("decoder.mid_block.attentions.0.proj_attn.bias", "decoder.mid_block.attentions.0.to_out.0.bias"),
+        ("decoder.mid_block.attentions.0.group_norm.bias", "decoder.mid_block.attentions.0.group_norm.bias"),
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight",) * 2,
+    ],
+)  # fmt: skip
+def test_canonical_names(stored, canonical):
+    assert canonical_name(stored) == canonical
+    assert canonical is None or canonical_name(canonical) == canonical
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -179,15 +189,6 @@ def test_what_training_leaves_in_a_file_is_passed_over(model, tmp_path):
     path = edited(model[1], tmp_path / "ema.safetensors", add)
     pipes = (StableDiffusionPipeline.from_pretrained(p, weights="mmap") for p in (model[1], path))
     np.testing.assert_array_equal(*map(latents, pipes))
-
-
-def test_the_last_layer_of_openclip_is_left_out():
-    shapes = single_shapes(SINGLE_FILES["2"])
-    last = "cond_stage_model.model.transformer.resblocks.22."
-    more = {n.replace(".22.", ".23."): s for n, s in shapes.items() if n.startswith(last)}
-    found = component_tensors(whole(shapes | more), "text_encoder")
-    assert infer_text_encoder({n: info.shape for n, info in found.items()}, True)["num_hidden_layers"] == 23
-    assert not any(".23." in name for name in found)
 
 
 @pytest.mark.parametrize(

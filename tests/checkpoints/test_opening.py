@@ -1,4 +1,4 @@
-"""Model folders: what is accepted, and what is said about the others; names of older files."""
+"""Model folders: what is accepted, and what is said about the others."""
 
 import json
 import shutil
@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sd_numba.checkpoints.names import canonical_name
 from sd_numba.checkpoints.opening import embedded_model_path, open_model
 from sd_numba.checkpoints.weights import Weights
 from sd_numba.errors import ModelError
-from sd_numba.files.folders import read_json
 
 
 @pytest.fixture
@@ -98,37 +96,6 @@ def test_broken_json(folder, name, text, expected):
     (folder / name).write_bytes(text)
     message = fault(folder)
     assert name in message and expected in message
-
-
-def test_read_json(tmp_path):
-    with pytest.raises(ModelError, match="no such file"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(ModelError, match="cannot be read"):
-        read_json(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("stored", "canonical"),
-    [
-        ("text_model.embeddings.position_ids", None),
-        ("embeddings.position_ids", None),
-        ("text_projection.weight", None),
-        ("encoder.layers.11.self_attn.q_proj.weight", "text_model.encoder.layers.11.self_attn.q_proj.weight"),
-        ("embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-        ("final_layer_norm.bias", "text_model.final_layer_norm.bias"),
-        ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
-        ("decoder.mid_block.attentions.0.query.weight", "decoder.mid_block.attentions.0.to_q.weight"),
-        ("encoder.mid_block.attentions.0.key.bias", "encoder.mid_block.attentions.0.to_k.bias"),
-        ("encoder.mid_block.attentions.0.value.weight", "encoder.mid_block.attentions.0.to_v.weight"),
-        ("decoder.mid_block.attentions.0.proj_attn.bias", "decoder.mid_block.attentions.0.to_out.0.bias"),
-        ("decoder.mid_block.attentions.0.group_norm.bias", "decoder.mid_block.attentions.0.group_norm.bias"),
-        ("encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
-        ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight",) * 2,
-    ],
-)  # fmt: skip
-def test_canonical_names(stored, canonical):
-    assert canonical_name(stored) == canonical
-    assert canonical is None or canonical_name(canonical) == canonical
 
 
 def test_a_text_encoder_saved_without_prefix_and_with_position_ids(tmp_path):
