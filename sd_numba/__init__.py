@@ -11,6 +11,7 @@ from .diffusers_api.pipelines import (
     StableDiffusionPipeline,
 )
 from .diffusers_api.schedulers import (
+    SCHEDULERS,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -54,3 +55,5 @@ __all__ = [
     "UniPCMultistepScheduler",
     "__version__",
 ]
+
+globals().update(SCHEDULERS)  # also those of samplers that are not named above

@@ -14,24 +14,12 @@ from typing import Any, ClassVar, TypeVar
 from ..checkpoints.opening import find_path
 from ..errors import InputError
 from ..files.folders import read_json
-from ..samplers import make_sampler, sampler_name_from_config
+from ..samplers import SAMPLERS, Sampler, make_sampler, sampler_name_from_config
 from .ignored import IDLE_FILES, closest
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="Scheduler")
-
-# What scheduler classes have in common
-_ALL = frozenset((
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "timestep_spacing", "steps_offset",
-))  # fmt: skip
-_SPACED = _ALL | {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
-_LIMITED = _ALL | {"thresholding", "dynamic_thresholding_ratio", "sample_max_value", "rescale_betas_zero_snr"}
-_CLIPPED = _LIMITED | {"clip_sample", "clip_sample_range"}
-_SOLVER = _SPACED | _LIMITED | {
-    "solver_order", "solver_type", "lower_order_final", "final_sigmas_type", "use_flow_sigmas",
-}  # fmt: skip
 
 
 class SchedulerConfig(Mapping[str, Any]):
@@ -80,7 +68,7 @@ class Scheduler:
         A setting has a value that is not supported.
     """
 
-    settings: ClassVar[frozenset[str]] = _ALL
+    settings: ClassVar[frozenset[str]] = Sampler.settings
 
     def __init__(self, **settings: Any) -> None:
         for name in settings:
@@ -125,69 +113,26 @@ class Scheduler:
         return f"{type(self).__name__}({dict(self.config)})"
 
 
-class DDIMScheduler(Scheduler):
-    """DDIM (Song et al., arXiv:2010.02502)."""
-
-    settings = _CLIPPED | {"set_alpha_to_one"}
-
-
-class DDPMScheduler(Scheduler):
-    """Ancestral sampling (Ho et al., arXiv:2006.11239)."""
-
-    settings = _CLIPPED | {"variance_type"}
+def _make_scheduler(kind: type[Sampler]) -> type[Scheduler]:
+    """Make the scheduler class that stands for a sampler, described by the first line of the sampler's docstring."""
+    summary = (kind.__doc__ or "").partition("\n")[0]
+    made: type[Scheduler] = type(
+        kind.diffusers_class, (Scheduler,), {"__module__": __name__, "__doc__": summary, "settings": kind.settings}
+    )
+    return made
 
 
-class PNDMScheduler(Scheduler):
-    """Pseudo linear multistep (Liu et al., arXiv:2202.09778)."""
-
-    settings = _ALL | {"skip_prk_steps", "set_alpha_to_one"}
-
-
-class EulerDiscreteScheduler(Scheduler):
-    """Euler's method (Karras et al., arXiv:2206.00364)."""
-
-    settings = _SPACED | {
-        "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "final_sigmas_type", "rescale_betas_zero_snr",
-    }  # fmt: skip
+# Where several samplers share a class of diffusers, the first one has the settings that choose among them.
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    kind.diffusers_class: _make_scheduler(kind) for kind in reversed(SAMPLERS.values())
+}
 
 
-class EulerAncestralDiscreteScheduler(Scheduler):
-    """Euler's method with noise added at each step."""
-
-    settings = _ALL | {"rescale_betas_zero_snr"}
-
-
-class HeunDiscreteScheduler(Scheduler):
-    """Heun's method (Karras et al., arXiv:2206.00364)."""
-
-    settings = _SPACED | {"clip_sample", "clip_sample_range"}
-
-
-class LMSDiscreteScheduler(Scheduler):
-    """Linear multistep."""
-
-    settings = _SPACED
-
-
-class DPMSolverMultistepScheduler(Scheduler):
-    """DPM-Solver++ (Lu et al., arXiv:2211.01095), also with noise: ``algorithm_type="sde-dpmsolver++"``."""
-
-    settings = _SOLVER | {"algorithm_type", "euler_at_final", "use_lu_lambdas", "lambda_min_clipped"}
-
-
-class UniPCMultistepScheduler(Scheduler):
-    """UniPC (Zhao et al., arXiv:2302.04867)."""
-
-    settings = _SOLVER | {"predict_x0", "disable_corrector", "sigma_min", "sigma_max"}
-
-
-class LCMScheduler(Scheduler):
-    """Latent consistency models (Luo et al., arXiv:2310.04378)."""
-
-    settings = _CLIPPED | {"original_inference_steps", "set_alpha_to_one", "timestep_scaling"}
-
-
-SCHEDULERS: dict[str, type[Scheduler]] = {kind.__name__: kind for kind in Scheduler.__subclasses__()}
+def __getattr__(name: str) -> type[Scheduler]:
+    """Return the scheduler class of this name, for ``import`` and pickle."""
+    if name not in SCHEDULERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return SCHEDULERS[name]
 
 
 def _unknown(owner: str, name: str, known: Collection[str]) -> InputError:

@@ -6,20 +6,19 @@ shows how to run it.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from ..config import ConfigReader
 from ..errors import InputError
 from .base import Plan, Sampler
-from .ddpm import DDIM, DDPM
-from .dpm import DPMSolverPP, DPMSolverPPSDE, UniPC
-from .euler import LMS, Euler, EulerAncestral, Heun
-from .lcm import LCM
-from .pndm import PNDM
+from .sigmas import SIGMA_SPACINGS
 
 __all__ = [
     "DISPLAY_NAMES",
+    "SAMPLERS",
     "SAMPLER_NAMES",
     "Plan",
     "Sampler",
@@ -29,48 +28,43 @@ __all__ = [
     "sampler_name_from_config",
 ]
 
-# Our name: the class, what AUTOMATIC1111 calls it, the class of diffusers that a config names
-_SAMPLERS: dict[str, tuple[type[Sampler], str, str]] = {
-    "ddpm": (DDPM, "DDPM", "DDPMScheduler"),
-    "ddim": (DDIM, "DDIM", "DDIMScheduler"),
-    "pndm": (PNDM, "PLMS", "PNDMScheduler"),
-    "euler": (Euler, "Euler", "EulerDiscreteScheduler"),
-    "euler-a": (EulerAncestral, "Euler a", "EulerAncestralDiscreteScheduler"),
-    "heun": (Heun, "Heun", "HeunDiscreteScheduler"),
-    "lms": (LMS, "LMS", "LMSDiscreteScheduler"),
-    "dpm++2m": (DPMSolverPP, "DPM++ 2M", "DPMSolverMultistepScheduler"),
-    "dpm++2m-sde": (DPMSolverPPSDE, "DPM++ 2M SDE", "DPMSolverMultistepScheduler"),
-    "unipc": (UniPC, "UniPC", "UniPCMultistepScheduler"),
-    "lcm": (LCM, "LCM", "LCMScheduler"),
-}
-_SIGMA_SPACINGS = ("karras", "exponential")
-_RESPACED = ("euler", "heun", "lms", "dpm++2m", "dpm++2m-sde", "unipc")
+_FIRST_MODULES = ("ddpm", "pndm", "euler", "dpm", "lcm")  # the order of lists of samplers; other modules follow
+
+
+def _find_samplers() -> Iterator[type[Sampler]]:
+    """Yield the classes of this package's modules that have a name of their own."""
+    found = {module.name for module in iter_modules(__path__)}
+    for name in (*_FIRST_MODULES, *sorted(found.difference(_FIRST_MODULES))):
+        module = import_module(f"{__name__}.{name}")
+        classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Sampler)]
+        yield from (kind for kind in classes if kind.__module__ == module.__name__ and "name" in vars(kind))
+
+
+SAMPLERS: dict[str, type[Sampler]] = {kind.name: kind for kind in _find_samplers()}
+"""The class of each sampler, by our name for it."""
+
+
+def _names(kind: type[Sampler], base: str) -> tuple[str, ...]:
+    """Return ``base`` and, if the sampler takes a sigma spacing, ``base`` with each one."""
+    return (base, *(f"{base}-{spacing}" for spacing in SIGMA_SPACINGS if "sigma_spacing" in kind.options))
+
 
 SAMPLER_NAMES: tuple[str, ...] = (
-    *_SAMPLERS,
-    *(f"{name}-{spacing}" for name in _RESPACED for spacing in _SIGMA_SPACINGS),
+    *SAMPLERS,
+    *(name for kind in SAMPLERS.values() for name in _names(kind, kind.name)[1:]),
 )
 """Every name that :func:`make_sampler` knows, in our spelling."""
-
-# What other programs call them, without case, blanks, underscores and hyphens
-_ALIASES = {
-    "eulera": "euler-a",
-    "eulerancestral": "euler-a",
-    "plms": "pndm",
-    "dpmsolver++": "dpm++2m",
-    "sdedpmsolver++": "dpm++2m-sde",
-}
 
 
 def _split(name: str) -> tuple[str, str | None]:
     """Split one of the names into the sampler and its sigma spacing."""
     base, _, spacing = name.rpartition("-")
-    return (base, spacing) if spacing in _SIGMA_SPACINGS else (name, None)
+    return (base, spacing) if spacing in SIGMA_SPACINGS else (name, None)
 
 
 def _display_name(name: str) -> tuple[str, str]:
     base, spacing = _split(name)
-    return _SAMPLERS[base][1], spacing.capitalize() if spacing else "Automatic"
+    return SAMPLERS[base].title, spacing.capitalize() if spacing else "Automatic"
 
 
 DISPLAY_NAMES: dict[str, tuple[str, str]] = {name: _display_name(name) for name in SAMPLER_NAMES}
@@ -88,9 +82,9 @@ def canonical_sampler_name(name: str) -> str:
         No sampler has that name; the message lists them and the closest match.
     """
     known = {_compact(ours): ours for ours in SAMPLER_NAMES}
-    for alias, base in _ALIASES.items():
-        known |= {alias + spacing: f"{base}-{spacing}" for spacing in _SIGMA_SPACINGS if base in _RESPACED}
-        known[alias] = base
+    for kind in SAMPLERS.values():
+        for alias in (kind.title, *kind.aliases):
+            known |= zip(map(_compact, _names(kind, alias)), _names(kind, kind.name), strict=True)
     compact = _compact(str(name))
     found = known.get(compact) or known.get(compact.removeprefix("k"))
     if found is None:
@@ -126,12 +120,9 @@ def make_sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Samp
         A value in the config that is not supported.
     """
     base, spacing = _split(canonical_sampler_name(name))
-    kind = _SAMPLERS[base][0]
-    if kind is DDIM:
-        return DDIM(config, eta)
-    if base in _RESPACED:
-        return kind(config, spacing)  # type: ignore[call-arg]
-    return kind(config)
+    kind = SAMPLERS[base]
+    options = {"eta": eta, "sigma_spacing": spacing}
+    return kind(config, **{option: options[option] for option in kind.options})
 
 
 def sampler_name_from_config(config: Mapping[str, Any]) -> str:
@@ -143,16 +134,22 @@ def sampler_name_from_config(config: Mapping[str, Any]) -> str:
         Its ``_class_name`` or ``algorithm_type`` is missing or not supported.
     """
     reader = ConfigReader(config, "scheduler")
-    names = {class_name: name for name, (_, _, class_name) in reversed(_SAMPLERS.items())}
-    name = names[reader.word("_class_name", "", tuple(sorted(names)))]
-    if name == "dpm++2m":
-        algorithm = reader.word("algorithm_type", "dpmsolver++", ("dpmsolver++", "sde-dpmsolver++"))
-        name = "dpm++2m-sde" if algorithm.startswith("sde") else name
-    if name in _RESPACED:
-        for spacing in _SIGMA_SPACINGS:
+    classes = sorted({kind.diffusers_class for kind in SAMPLERS.values()})
+    kinds = _samplers_of(reader.word("_class_name", "", tuple(classes)))
+    kind = kinds[0]
+    if kind.algorithm_type is not None:
+        of_type = {one.algorithm_type: one for one in kinds if one.algorithm_type is not None}
+        kind = of_type[reader.word("algorithm_type", kind.algorithm_type, tuple(of_type))]
+    if "sigma_spacing" in kind.options:
+        for spacing in SIGMA_SPACINGS:
             if reader.flag(f"use_{spacing}_sigmas", False):
-                return f"{name}-{spacing}"
-    return name
+                return f"{kind.name}-{spacing}"
+    return kind.name
+
+
+def _samplers_of(diffusers_class: str) -> list[type[Sampler]]:
+    """Return the samplers that a class of diffusers stands for, its default first."""
+    return [kind for kind in SAMPLERS.values() if kind.diffusers_class == diffusers_class]
 
 
 def config_with_sampler(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +162,11 @@ def config_with_sampler(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = canonical_sampler_name(name)
     base, spacing = _split(name)
-    class_name = _SAMPLERS[base][2]
-    changed = {**config, "_class_name": class_name}
-    if class_name == "DPMSolverMultistepScheduler" and (base == "dpm++2m-sde" or "algorithm_type" in config):
-        changed["algorithm_type"] = "sde-dpmsolver++" if base == "dpm++2m-sde" else "dpmsolver++"
+    kind = SAMPLERS[base]
+    changed = {**config, "_class_name": kind.diffusers_class}
+    is_default = kind is _samplers_of(kind.diffusers_class)[0]
+    if kind.algorithm_type is not None and (not is_default or "algorithm_type" in config):
+        changed["algorithm_type"] = kind.algorithm_type
     if spacing:
-        changed |= {f"use_{one}_sigmas": one == spacing for one in _SIGMA_SPACINGS}
+        changed |= {f"use_{one}_sigmas": one == spacing for one in SIGMA_SPACINGS}
     return changed

@@ -32,6 +32,16 @@ from .schedule import PREDICTION_TYPES, NoiseSchedule
 Normal = Callable[[], np.ndarray]
 SPACINGS = ("leading", "linspace", "trailing")
 
+# Settings of a scheduler config, by what they control
+COMMON_SETTINGS = frozenset((
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "timestep_spacing", "steps_offset",
+))  # fmt: skip
+LIMIT_SETTINGS = frozenset((
+    "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "rescale_betas_zero_snr",
+))  # fmt: skip
+CLIP_SETTINGS = frozenset(("clip_sample", "clip_sample_range"))
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -62,6 +72,9 @@ class Plan:
 class Sampler:
     """Base of all samplers: reads the common part of the config.
 
+    A class that sets `name` is a sampler that can be chosen; its other class attributes say what other programs call
+    it. Nothing else has to be registered.
+
     Parameters
     ----------
     config : mapping
@@ -73,6 +86,20 @@ class Sampler:
         A value that is not supported; the message names it.
     """
 
+    name: ClassVar[str]
+    """Our name for it."""
+    title: ClassVar[str]
+    """AUTOMATIC1111's name for it."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """More names for it, besides `name` and `title`. Case, spaces, underscores and hyphens do not matter."""
+    diffusers_class: ClassVar[str]
+    """The scheduler class of diffusers that runs the same method."""
+    algorithm_type: ClassVar[str | None] = None
+    """Value of this setting that selects the sampler, if several samplers share a diffusers class."""
+    settings: ClassVar[frozenset[str]] = COMMON_SETTINGS
+    """Settings of the diffusers class that affect the sampler."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Constructor parameters besides config: ``"eta"``, ``"sigma_spacing"``."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Defaults of this sampler's class that differ from the common ones."""
     honours_zero_snr: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import InputError
-from .base import Normal, Plan, Sampler, X0Limit
+from .base import CLIP_SETTINGS, COMMON_SETTINGS, LIMIT_SETTINGS, Normal, Plan, Sampler, X0Limit
 from .schedule import predict_noise, predict_x0
 
 
@@ -56,8 +56,12 @@ class TimestepSampler(Sampler):
 
 
 class DDPM(TimestepSampler):
-    """Ancestral sampling from the posterior (arXiv:2006.11239, algorithm 2), over a subset of the timesteps."""
+    """Ancestral sampling from the posterior (Ho et al., arXiv:2006.11239, algorithm 2), over some of the timesteps."""
 
+    name = "ddpm"
+    title = "DDPM"
+    diffusers_class = "DDPMScheduler"
+    settings = COMMON_SETTINGS | LIMIT_SETTINGS | CLIP_SETTINGS | {"variance_type"}
     defaults: ClassVar[Mapping[str, Any]] = {
         "timestep_spacing": "leading",
         "clip_sample": True,
@@ -88,7 +92,7 @@ class DDPM(TimestepSampler):
 
 
 class DDIM(TimestepSampler):
-    """DDIM (arXiv:2010.02502, eq. 12): deterministic at ``eta`` 0, as noisy as DDPM at 1.
+    """DDIM (Song et al., arXiv:2010.02502, eq. 12): deterministic at ``eta`` 0, as noisy as DDPM at 1.
 
     Parameters
     ----------
@@ -98,6 +102,11 @@ class DDIM(TimestepSampler):
         Share of the posterior's noise that each step adds.
     """
 
+    name = "ddim"
+    title = "DDIM"
+    diffusers_class = "DDIMScheduler"
+    settings = COMMON_SETTINGS | LIMIT_SETTINGS | CLIP_SETTINGS | {"set_alpha_to_one"}
+    options = ("eta",)
     defaults: ClassVar[Mapping[str, Any]] = {
         "timestep_spacing": "leading",
         "clip_sample": True,

@@ -13,9 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Normal, Plan, X0Limit
-from .sigmas import SigmaSampler, unit_scale
+from .base import LIMIT_SETTINGS, Normal, Plan, X0Limit
+from .sigmas import SPACED_SETTINGS, SigmaSampler, unit_scale
 
+_SOLVER_SETTINGS = SPACED_SETTINGS | LIMIT_SETTINGS | {
+    "solver_order", "solver_type", "lower_order_final", "final_sigmas_type", "use_flow_sigmas",
+}  # fmt: skip
 _FEW_STEPS = 15  # runs shorter than this lower the order at their end
 
 
@@ -56,8 +59,17 @@ class VariancePreservingSampler(SigmaSampler):
 
 
 class DPMSolverPP(VariancePreservingSampler):
-    """DPM-Solver++ multistep (2M; up to 3 where the config says so)."""
+    """DPM-Solver++ multistep (Lu et al., arXiv:2211.01095): 2M by default, up to order 3 if the config asks for it.
 
+    The config's ``algorithm_type="sde-dpmsolver++"`` selects `DPMSolverPPSDE`.
+    """
+
+    name = "dpm++2m"
+    title = "DPM++ 2M"
+    diffusers_class = "DPMSolverMultistepScheduler"
+    algorithm_type = "dpmsolver++"
+    aliases = ("dpmsolver++",)
+    settings = _SOLVER_SETTINGS | {"algorithm_type", "euler_at_final", "use_lu_lambdas", "lambda_min_clipped"}
     stochastic: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
@@ -126,11 +138,23 @@ class DPMSolverPP(VariancePreservingSampler):
 class DPMSolverPPSDE(DPMSolverPP):
     """SDE-DPM-Solver++ multistep: the same on the reverse stochastic equation, with fresh noise at each step."""
 
+    name = "dpm++2m-sde"
+    title = "DPM++ 2M SDE"
+    algorithm_type = "sde-dpmsolver++"
+    aliases = ("sdedpmsolver++",)
     stochastic: ClassVar[bool] = True
 
 
 class UniPC(VariancePreservingSampler):
-    """UniPC: a multistep predictor, and a corrector that reuses the next call's prediction."""
+    """UniPC (Zhao et al., arXiv:2302.04867).
+
+    A multistep predictor, and a corrector that reuses the next call's prediction.
+    """
+
+    name = "unipc"
+    title = "UniPC"
+    diffusers_class = "UniPCMultistepScheduler"
+    settings = _SOLVER_SETTINGS | {"predict_x0", "disable_corrector", "sigma_min", "sigma_max"}
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
         super().__init__(config, sigma_spacing)

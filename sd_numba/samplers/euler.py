@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Normal, Plan, X0Limit
-from .sigmas import SigmaSampler, unit_scale
+from .base import CLIP_SETTINGS, COMMON_SETTINGS, Normal, Plan, X0Limit
+from .sigmas import SPACED_SETTINGS, SigmaSampler, unit_scale
 
 _LMS_ORDER = 4
 _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(2)  # exact for cubic polynomials
@@ -50,7 +50,14 @@ class VarianceExplodingSampler(SigmaSampler):
 
 
 class Euler(VarianceExplodingSampler):
-    """Euler's method (arXiv:2206.00364, algorithm 2 without churn)."""
+    """Euler's method (Karras et al., arXiv:2206.00364, algorithm 2 without churn)."""
+
+    name = "euler"
+    title = "Euler"
+    diffusers_class = "EulerDiscreteScheduler"
+    settings = SPACED_SETTINGS | {
+        "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "final_sigmas_type", "rescale_betas_zero_snr",
+    }  # fmt: skip
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
         super().__init__(config, sigma_spacing)
@@ -67,8 +74,14 @@ class Euler(VarianceExplodingSampler):
 
 
 class EulerAncestral(VarianceExplodingSampler):
-    """Euler steps that go below the next sigma, and noise that brings the latents back up to it."""
+    """Euler ancestral: steps below the next sigma, and noise that brings the latents back up to it."""
 
+    name = "euler-a"
+    title = "Euler a"
+    diffusers_class = "EulerAncestralDiscreteScheduler"
+    aliases = ("eulerancestral",)
+    settings = COMMON_SETTINGS | {"rescale_betas_zero_snr"}
+    options = ()
     has_final_sigma = False
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -86,8 +99,12 @@ class EulerAncestral(VarianceExplodingSampler):
 
 
 class Heun(VarianceExplodingSampler):
-    """Heun's method (arXiv:2206.00364, algorithm 1): each step but the last takes two calls."""
+    """Heun's method (Karras et al., arXiv:2206.00364, algorithm 1): each step but the last takes two calls."""
 
+    name = "heun"
+    title = "Heun"
+    diffusers_class = "HeunDiscreteScheduler"
+    settings = SPACED_SETTINGS | CLIP_SETTINGS
     defaults: ClassVar[Mapping[str, Any]] = {"beta_start": 0.00085, "beta_end": 0.012}
     honours_zero_snr = False
     has_final_sigma = False
@@ -128,6 +145,9 @@ class LMS(VarianceExplodingSampler):
     newest of four.
     """
 
+    name = "lms"
+    title = "LMS"
+    diffusers_class = "LMSDiscreteScheduler"
     honours_zero_snr = False
     has_final_sigma = False
 

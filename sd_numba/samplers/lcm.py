@@ -8,15 +8,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Normal, Plan, X0Limit, space_timesteps
+from .base import CLIP_SETTINGS, COMMON_SETTINGS, LIMIT_SETTINGS, Normal, Plan, X0Limit, space_timesteps
 from .ddpm import TimestepSampler
 
 _SIGMA_DATA = 0.5  # standard deviation of the data that the boundary condition assumes
 
 
 class LCM(TimestepSampler):
-    """Each call predicts the picture; all but the last drown it again, in fresh noise, at the next timestep."""
+    """Multistep consistency sampling (Luo et al., arXiv:2310.04378).
 
+    Each call predicts the picture. All calls but the last add fresh noise to it, for the next timestep.
+    """
+
+    name = "lcm"
+    title = "LCM"
+    diffusers_class = "LCMScheduler"
+    settings = (
+        COMMON_SETTINGS
+        | LIMIT_SETTINGS
+        | CLIP_SETTINGS
+        | {"original_inference_steps", "set_alpha_to_one", "timestep_scaling"}
+    )
     defaults: ClassVar[Mapping[str, Any]] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
     def __init__(self, config: Mapping[str, Any]) -> None:

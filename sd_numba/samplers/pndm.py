@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
-from .base import Normal, Plan
+from .base import COMMON_SETTINGS, Normal, Plan
 from .ddpm import TimestepSampler
 from .schedule import predict_noise
 
@@ -23,13 +23,18 @@ class _History(TypedDict):
 
 
 class PNDM(TimestepSampler):
-    """Pseudo linear multistep sampling, warmed up by pseudo Runge-Kutta steps unless the config skips them.
+    """Pseudo linear multistep sampling (Liu et al., arXiv:2202.09778).
 
-    Stable Diffusion skips them: then the first step is made twice (Heun's rule), and the order grows to four. A run
-    that starts in the middle makes its first step twice as well, as in diffusers, and its latents stay one step behind
-    the timesteps from then on: a little noise is left in the picture.
+    The run warms up with pseudo Runge-Kutta steps unless the config skips them, as Stable Diffusion's does. Without
+    them, the first step is made twice (Heun's rule), and the order grows to four. A run that starts in the middle makes
+    its first step twice as well, as in diffusers. Its latents then stay one step behind the timesteps, which leaves a
+    little noise in the picture.
     """
 
+    name = "pndm"
+    title = "PLMS"
+    diffusers_class = "PNDMScheduler"
+    settings = COMMON_SETTINGS | {"skip_prk_steps", "set_alpha_to_one"}
     defaults: ClassVar[Mapping[str, Any]] = {"timestep_spacing": "leading"}
     honours_zero_snr = False
 

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Sampler
+from .base import COMMON_SETTINGS, Sampler
 from .schedule import predict_x0
 
 _UNSUPPORTED_SWITCHES = ("use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
 _KARRAS_RHO = 7.0
+SIGMA_SPACINGS = ("karras", "exponential")
+SPACED_SETTINGS = COMMON_SETTINGS | {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
 
 
 class SigmaSampler(Sampler):
@@ -26,6 +28,8 @@ class SigmaSampler(Sampler):
         ``"karras"`` or ``"exponential"``; without it the config decides.
     """
 
+    settings = SPACED_SETTINGS
+    options: ClassVar[tuple[str, ...]] = ("sigma_spacing",)
     has_final_sigma: ClassVar[bool] = True
     """Whether final_sigmas_type has an effect; without, runs end at 0."""
 

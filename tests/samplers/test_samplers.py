@@ -1,11 +1,15 @@
 """Samplers against diffusers' schedulers (golden file), and against what must hold of any sampler."""
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import sd_numba
 from sd_numba.errors import InputError, ModelError
 from sd_numba.samplers import (
     DISPLAY_NAMES,
@@ -377,3 +381,59 @@ def test_unsupported_values(name, config):
 def test_bad_eta(eta):
     with pytest.raises(InputError, match="eta"):
         make_sampler("ddim", CONFIGS["sd15"], eta)
+
+
+TOY_SAMPLER = """
+from .euler import Euler
+
+class Toy(Euler):
+    '''Toy sampler of the tests.'''
+    name = "toy"
+    title = "Toy 2B"
+    aliases = ("plaything",)
+    diffusers_class = "ToyDiscreteScheduler"
+    settings = Euler.settings | {"toy_setting"}
+"""
+USE_OF_TOY_SAMPLER = """
+import pickle
+import sd_numba
+from sd_numba import samplers
+from sd_numba.recipes.a1111 import Parameters, sampler_title
+from sd_numba.recipes.infotext import recipe_from_parameters
+
+assert samplers.SAMPLER_NAMES[:2] == ("ddpm", "ddim")
+assert {"toy", "toy-karras", "toy-exponential"} <= set(samplers.SAMPLER_NAMES)
+assert samplers.canonical_sampler_name("k_plaything Karras") == "toy-karras"
+assert samplers.DISPLAY_NAMES["toy-karras"] == ("Toy 2B", "Karras")
+assert type(samplers.make_sampler("toy-karras", {})).__name__ == "Toy"
+config = samplers.config_with_sampler("toy-karras", {})
+assert config["_class_name"] == "ToyDiscreteScheduler"
+assert samplers.sampler_name_from_config(config) == "toy-karras"
+
+title = sampler_title("toy-karras")
+assert title["Sampler"] == "Toy 2B"
+recipe, notes = recipe_from_parameters(Parameters("", "", {**title, "Version": "sd-numba 0.1.0"}))
+assert (recipe.scheduler, notes) == ("toy-karras", [])
+
+kind = sd_numba.ToyDiscreteScheduler
+assert (kind.__name__, kind.__doc__) == ("ToyDiscreteScheduler", "Toy sampler of the tests.")
+made = kind(toy_setting=1, use_karras_sigmas=True)
+assert made.sampler == "toy-karras"
+copy = pickle.loads(pickle.dumps(made))
+assert type(copy) is kind and copy.config == made.config
+"""
+
+
+def test_a_new_sampler_is_one_file(tmp_path):
+    """A module beside the others is all it takes: names, aliases, configs, scheduler class, text of pictures."""
+    package = Path(sd_numba.__file__).parent
+    copy = tmp_path / "sd_numba"
+    (copy / "samplers").mkdir(parents=True)
+    for path in (*package.iterdir(), *(package / "samplers").iterdir()):
+        target = copy / path.relative_to(package)
+        if not target.exists():
+            target.symlink_to(path)
+    (copy / "samplers" / "toy.py").write_text(TOY_SAMPLER)
+    command = [sys.executable, "-c", USE_OF_TOY_SAMPLER]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
