@@ -1,4 +1,4 @@
-"""Typed reading of a component's ``config.json``, with one clear error for whatever cannot be used."""
+"""Typed reading of a component's ``config.json``, with one clear error for each unsupported value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from .errors import ModelError
 
-MAX_SIZE = 1 << 20  # of a width or a count: far above any real model, far below what would exhaust memory
+MAX_SIZE = 1 << 20  # for widths and counts: far above any real model, and too low to exhaust memory
 MAX_LAYERS = 256
 
 
@@ -38,14 +38,14 @@ class ConfigReader:
         raise ModelError(f"{self.component} config: {key} is {self.values.get(key)!r:.120}, expected {expected}")
 
     def integer(self, key: str, default: int, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
-        """Give the integer at ``key``."""
+        """Return the integer at ``key``."""
         value = self._get(key, default)
         if not _is_integer(value, minimum, maximum):
             self.fail(key, f"an integer from {minimum} to {maximum}")
         return value
 
     def sides(self, key: str, default: int | tuple[int, int]) -> int | tuple[int, int]:
-        """Give the side of a square, or ``(height, width)``; the file may hold a square as ``[side, side]``."""
+        """Return the side of a square, or ``(height, width)``; the file may hold a square as ``[side, side]``."""
         value = self._get(key, default)
         sides = tuple(value) if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
         if not all(_is_integer(side, 1, MAX_SIZE) for side in sides):
@@ -53,42 +53,42 @@ class ConfigReader:
         return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
     def number(self, key: str, default: float) -> float:
-        """Give the finite number at ``key`` as a float."""
+        """Return the finite number at ``key`` as a float."""
         value = self._get(key, default)
         if not _is_number(value):
             self.fail(key, "a number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Give the boolean at ``key``."""
+        """Return the boolean at ``key``."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             self.fail(key, "true or false")
         return value
 
     def word(self, key: str, default: str, supported: Sequence[str]) -> str:
-        """Give the string at ``key``, one of ``supported``."""
+        """Return the string at ``key``, one of ``supported``."""
         value = self._get(key, default)
         if value not in supported:
             self.fail(key, _listed(supported))
         return value
 
     def words(self, key: str, default: Sequence[str], supported: Sequence[str]) -> tuple[str, ...]:
-        """Give the list of strings at ``key``, each one of ``supported``."""
+        """Return the list of strings at ``key``, each one of ``supported``."""
         value = self._get(key, default)
         if not isinstance(value, list | tuple) or not value or any(word not in supported for word in value):
             self.fail(key, f"a list of {_listed(supported)}")
         return tuple(value)
 
     def integers(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
-        """Give the list of positive integers at ``key``."""
+        """Return the list of positive integers at ``key``."""
         value = self._get(key, default)
         if not isinstance(value, list | tuple) or not value or not all(_is_integer(v, 1, MAX_SIZE) for v in value):
             self.fail(key, "a list of positive integers")
         return tuple(value)
 
     def table(self, key: str, rows: int, columns: int) -> tuple[tuple[float, ...], ...] | None:
-        """Give the rows of finite numbers at ``key``, or None if there are none."""
+        """Return the rows of finite numbers at ``key``, or None if there are none."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -100,7 +100,7 @@ class ConfigReader:
         return tuple(tuple(float(number) for number in row) for row in lists)
 
     def per_level(self, key: str, default: int, levels: int, maximum: int = MAX_SIZE) -> tuple[int, ...]:
-        """Give one integer a level; the file may hold one integer for all of them."""
+        """Return one integer for each level; the file may hold one integer for all of them."""
         value = self._get(key, default)
         numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
         if len(numbers) != levels or not all(_is_integer(v, 1, maximum) for v in numbers):

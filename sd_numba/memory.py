@@ -1,4 +1,4 @@
-"""How much memory this process may still take: of the machine, of its control group, of its own limit."""
+"""Memory that this process can still use, under the limits of the machine, its control groups and the process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-UNKNOWN = 1 << 62  # bytes: no limit that the system tells of
+UNKNOWN = 1 << 62  # bytes: the system reports no limit
 
 
 def available_memory(root: str | Path = "/") -> int:
-    """Return the bytes of memory that can still be used, as far as the system tells: the least of all limits.
+    """Return the bytes of memory that can still be used: the lowest of the limits that the system reports.
 
     Parameters
     ----------
     root : path
-        Where ``proc`` and ``sys`` are.
+        Folder that contains ``proc`` and ``sys``.
     """
     root = Path(root)
     return max(0, min([UNKNOWN, *_of_machine(root), *_of_groups(root), *_of_process(root)]))
@@ -28,7 +28,7 @@ def _of_machine(root: Path) -> Iterator[int]:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What control groups (version 1 or 2) leave, this one's and those above; files in the page cache can go."""
+    """Yield the memory left in this control group and its ancestors (version 1 or 2); page cache counts as free."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -42,7 +42,7 @@ def _of_groups(root: Path) -> Iterator[int]:
             limit, used = (_read(group / name).strip() for name in names)
             if limit.isdigit() and used.isdigit():
                 counts = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-                total = "total_" if "total_inactive_file" in counts else ""  # version 1: with the groups below
+                total = "total_" if "total_inactive_file" in counts else ""  # version 1: includes the groups below
                 cached = sum(int(counts.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
                 yield int(limit) - int(used) + cached
             if group == base or base not in group.parents:
@@ -54,7 +54,7 @@ def _of_process(root: Path) -> Iterator[int]:
     pages = _read(root / "proc/self/statm").split()
     if not pages:
         return
-    import resource  # noqa: PLC0415  # not everywhere, but where there is /proc
+    import resource  # noqa: PLC0415  # available wherever /proc exists
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
@@ -62,7 +62,7 @@ def _of_process(root: Path) -> Iterator[int]:
 
 
 def _read(path: Path) -> str:
-    """Give a file's text, or nothing if there is no such file."""
+    """Return a file's text, or an empty string if it cannot be read."""
     try:
         return path.read_text()
     except OSError:
@@ -70,7 +70,7 @@ def _read(path: Path) -> str:
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory that this process has had at once, mapped files among them; 0 if unknown."""
+    """Return the peak resident memory of this process in bytes, including mapped files; 0 if unknown."""
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Helpers by the names that scripts written for diffusers import from ``diffusers.utils``."""
+"""Helpers with the same names as in ``diffusers.utils``, for scripts written for diffusers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pictures.files import open_picture, to_rgb
 
 
 def load_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    """Open a picture, the right way up, in sRGB, on white where it is transparent.
+    """Open a picture: upright, in sRGB, with transparency on white.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def load_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
     Raises
     ------
     InputError
-        It is a URL, or no picture that can be used.
+        The image is a URL, or not a picture that can be read.
     """
     if isinstance(image, Image.Image):
         return to_rgb(image, "image")
@@ -45,12 +45,12 @@ def make_image_grid(images: Sequence[Image.Image], rows: int, cols: int, resize:
         As many as rows times columns.
     rows, cols : int
     resize : int, optional
-        Side of the squares that the pictures become first.
+        Side in pixels of the squares that the pictures are resized to first.
 
     Raises
     ------
     InputError
-        There are more or fewer pictures.
+        The number of pictures is not rows times columns.
     """
     if not images or len(images) != rows * cols:
         raise InputError(f"images: found {len(images)}, expected {rows} x {cols}; change rows and cols")

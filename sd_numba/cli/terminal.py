@@ -33,14 +33,14 @@ MULTIPLEXERS = ("screen", "tmux")
 
 CELL = (10, 20)  # pixels of a cell, wide and high, where the terminal does not say
 MOST_CELLS = {"kitty": (60, 24), "sixel": (60, 24), "blocks": (40, 20)}  # columns and rows of a picture
-MOST_PIXELS = 512  # a row of a picture that is none of blocks
-BELOW = 2  # rows that are left for what is below it
+MOST_PIXELS = 512  # in a row of a kitty or sixel picture
+BELOW = 2  # rows to leave free below a picture
 CHUNK = 4096  # bytes of base64 in one command of kitty's protocol
 SIXEL_COLOURS = 64
 
 
 def graphics_kind(stream: TextIO, env: Mapping[str, str]) -> str:
-    """Say what a terminal can show, as far as its variables tell: one of `KINDS`."""
+    """Return what a terminal can show, judged by its environment variables: one of `KINDS`."""
     try:
         if not stream.isatty():
             return "none"
@@ -71,9 +71,9 @@ class Screen:
     Parameters
     ----------
     stream : text stream
-        Of the terminal; nothing is shown in what is none.
+        Stream of the terminal; nothing is shown if it is not a terminal.
     env : mapping, optional
-        Variables that tell its kind, by default those of the process: `OVERRIDE` chooses it.
+        Environment variables that tell its kind, by default the process's own; `OVERRIDE` selects a kind.
 
     Attributes
     ----------
@@ -84,13 +84,13 @@ class Screen:
         env = os.environ if env is None else env
         self.stream, self.kind = stream, graphics_kind(stream, env)
         self.deep = env.get("COLORTERM", "").lower() in ("truecolor", "24bit")
-        self.rows = self.wide = 0  # rows of the picture that is there, and columns of text
+        self.rows = self.wide = 0  # rows of the current picture, and its columns of text
         self.image_id = _new_id()
 
     def show(self, image: Image.Image) -> None:
-        """Draw a picture over the one before; the line of the cursor, below it, is cleared.
+        """Draw a picture over the previous one, and clear the cursor's line below it.
 
-        A stream that fails gets no more pictures: they are not worth a run.
+        After a write error no more pictures are drawn: a preview must not end a run.
         """
         if self.kind == "none":
             return
@@ -103,11 +103,11 @@ class Screen:
         else:
             image = _fitted(image, min(width * cell[0], MOST_PIXELS), height * cell[1])
             rows, wide = -(-image.height // cell[1]), 0  # text is wrapped when a terminal gets narrow, pictures are not
-        # of the one before, what is still on the screen
+        # rows of the previous picture that are still on the screen
         former = min(self.rows, lines - 1) if self.wide <= columns else 0
         up = f"{ESC}[{former}A" if former else ""
         clear = f"{CLEAR_LINE}\n" * max(rows, former)
-        back = f"{ESC}[{max(rows, former)}A"  # the rows are there, even at the end of the screen
+        back = f"{ESC}[{max(rows, former)}A"  # the rows exist, even at the end of the screen
         try:
             self.stream.write(f"{CLEAR_LINE}{up}{clear}{back}{''.join(self._draw(image, rows))}")
             self.stream.flush()
@@ -116,12 +116,12 @@ class Screen:
         self.rows, self.wide = rows, wide
 
     def leave(self) -> None:
-        """Leave the picture where it is: the next one is drawn below it."""
+        """Keep the picture on the screen: the next one is drawn below it."""
         self.rows = self.wide = 0
         self.image_id = _new_id()
 
     def _draw(self, image: Image.Image, rows: int) -> Iterator[str]:
-        """Give what draws a picture from the cursor on, and moves it to the line below."""
+        """Yield the commands that draw a picture at the cursor and move the cursor below it."""
         if self.kind == "blocks":
             yield from half_blocks(np.asarray(image), self.deep)
             return
@@ -131,12 +131,12 @@ class Screen:
 
 
 def _new_id() -> int:
-    """Choose the number of a picture that a terminal keeps: another one than that of any that is to stay."""
+    """Return a random image number for the terminal, so that pictures that stay are not replaced."""
     return 1 + secrets.randbelow(2**31 - 1)
 
 
 def _size(stream: TextIO) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return columns and lines of a terminal, and the pixels of a cell."""
+    """Return the columns and lines of a terminal, and the width and height of a cell in pixels."""
     columns = lines = width = height = 0
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
@@ -152,14 +152,14 @@ def _size(stream: TextIO) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale a picture to fit into so many pixels."""
+    """Scale a picture to fit into ``width`` by ``height`` pixels."""
     scale = min(width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def half_blocks(pixels: np.ndarray, deep: bool) -> Iterator[str]:
-    """Give lines of half blocks for pixels ``(h, w, 3)``, in 24-bit colours or those of the cube of 256."""
+    """Yield lines of half blocks for pixels ``(h, w, 3)``, in 24-bit colours or the 256-colour cube."""
     if len(pixels) % 2:
         pixels = np.concatenate([pixels, np.zeros_like(pixels[:1])])
     for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
@@ -178,7 +178,7 @@ def _colour(rgb: list[int], deep: bool) -> str:
 
 
 def kitty(image: Image.Image, rows: int, number: int) -> Iterator[str]:
-    """Give the commands that take the image of this number away and show another one in so many rows."""
+    """Yield the commands that delete image ``number`` and show a new one over ``rows`` rows."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     data = base64.standard_b64encode(file.getvalue()).decode()
@@ -189,7 +189,7 @@ def kitty(image: Image.Image, rows: int, number: int) -> Iterator[str]:
 
 
 def sixels(image: Image.Image) -> Iterator[str]:
-    """Give a picture as sixels: bands of six rows, and in each a line for every colour that it has."""
+    """Yield a picture as sixels: bands of six rows, each with a line for every colour in it."""
     reduced = image.quantize(SIXEL_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette = np.array(reduced.getpalette() or [0, 0, 0]).reshape(-1, 3)
     indices = np.asarray(reduced)
@@ -202,7 +202,7 @@ def sixels(image: Image.Image) -> Iterator[str]:
 
 
 def _band(rows: np.ndarray) -> str:
-    """Write up to six rows of numbers of colours: a line for each colour, with a length before sixels that repeat."""
+    """Encode up to six rows of colour indices: a line for each colour, with run lengths for repeated sixels."""
     colours = np.unique(rows)
     bits = (1 << np.arange(len(rows)))[:, None]
     lines = ((rows == colours[:, None, None]) * bits).sum(axis=1)

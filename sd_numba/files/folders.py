@@ -27,7 +27,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        The file is missing, cannot be read or holds something else.
+        The file is missing, cannot be read or does not hold an object.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -43,14 +43,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def find_weights(folder: str | os.PathLike[str]) -> Path:
-    """The weights of a component's folder: one safetensors file, or the index of several.
+    """Find the weights in a component's folder: one safetensors file, or the index of several.
 
-    The full-precision file is preferred to the ``fp16`` variant, and one file to shards.
+    The full-precision file is preferred to the ``fp16`` variant, and a single file to shards.
 
     Raises
     ------
     ModelError
-        There are none; says so if there are pickles instead.
+        The folder has no weights, or only pickles.
     """
     folder = Path(folder)
     for stem in ("diffusion_pytorch_model", "model"):

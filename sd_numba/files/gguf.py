@@ -1,9 +1,9 @@
-"""The header of GGUF files, which stable-diffusion.cpp writes: one model in a file, in halves or quantised.
+"""Headers of GGUF files, the format of stable-diffusion.cpp: one model in a file, in float16 or quantised.
 
-A GGUF file is a magic word, a version, the numbers of tensors and of settings, the settings (key, type, value), a
-record for each tensor (name, sizes from the innermost on, type, offset), and, from the next multiple of the alignment
-on, the tensors. Only versions 2 and 3, little-endian, are read. The ``gguf`` package is not used: it trusts what a file
-says about its own sizes, and a hostile file makes it take memory without end.
+A GGUF file consists of a magic word, a version, the numbers of tensors and of settings, the settings (key, type,
+value), a record for each tensor (name, sizes from the innermost dimension outwards, type, offset), and the tensors,
+which start at the next multiple of the alignment. Only versions 2 and 3, little-endian, are read.
+The ``gguf`` package is not used: it trusts the sizes in the file, so a hostile file can make it exhaust memory.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -23,15 +23,15 @@ from .tensors import BLOCKS, MAX_DIMS, MAX_NAME, NUMPY_DTYPES, TensorInfo
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # unless the settings say otherwise
 ALIGNMENT_KEY = "general.alignment"
-# Number of a type of tensors -> its name here; Q8_0 is 32 signed bytes after their scale, a float16.
+# GGUF number of a tensor type -> its name here. A Q8_0 block is a float16 scale, then 32 signed bytes.
 TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
-SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a setting -> its bytes
+SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a setting -> size in bytes
 UINT32, STRING, ARRAY = 4, 8, 9
 MIN_STRING = 8  # bytes of an empty text: its length
 
 
 class _Reader:
-    """Reads one thing after the other, and never past the end."""
+    """Reads values in sequence, and never past the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 0
@@ -40,7 +40,7 @@ class _Reader:
         return ModelError(f"{self.path}: damaged or truncated: {what}; download it again")
 
     def number(self, kind: str) -> int:
-        """A little-endian number: I or Q."""
+        """Read a little-endian number: ``"I"`` (32 bits) or ``"Q"`` (64 bits)."""
         (value,) = struct.unpack("<" + kind, self.take(4 if kind == "I" else 8))
         return value
 
@@ -89,7 +89,7 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> dict[str, TensorInfo]:
     Raises
     ------
     ModelError
-        The file is truncated, its header contradicts itself, or it has types of tensors that are not supported.
+        The file is truncated, its header contradicts itself, or a tensor's type is not supported.
     """
     reader = _Reader(path, data)
     reader.skip(len(MAGIC))

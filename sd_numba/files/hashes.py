@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered."""
+"""SHA-256 of files, with a cache of the results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..kernels.machine.jit import user_cache
 
 
 def files_hash(files: Sequence[Path]) -> str:
-    """First ten hexadecimal digits of the SHA-256 over a model's files: pass those of the UNet.
+    """Return the first ten hexadecimal digits of the SHA-256 over a model's files. Pass the files of the UNet.
 
-    Hashing takes seconds for gigabytes, so the result is remembered in ``$XDG_CACHE_HOME/sd-numba/hashes.json``
-    (``~/.cache`` by default) under the files' paths, sizes and times; where that cannot be written, it is not.
+    Hashing gigabytes takes seconds, so the result is cached in ``$XDG_CACHE_HOME/sd-numba/hashes.json``
+    (``~/.cache`` by default) under the files' paths, sizes and modification times. A failure to write the
+    cache is ignored.
     """
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(stats).encode()).hexdigest()

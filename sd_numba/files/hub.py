@@ -1,10 +1,10 @@
-"""Files of the Hugging Face hub, fetched and checked: the only module that uses the network.
+"""Download and verify files of the Hugging Face hub: the only module that uses the network.
 
-``huggingface_hub`` asks the hub, authenticates, retries and draws the progress bars. What it leaves open is done here:
-SHA-256 checksums (it compares sizes only), and going on after an interruption (its version 2 starts a file anew in
-every process). For that, files come over plain HTTP, where the bytes that are there say where to go on, and not over
-Xet, whose chunks arrive in any order inside a native library. The layout of its cache, in which other programs find the
-models too, is described at https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+``huggingface_hub`` asks the hub, authenticates, retries and draws the progress bars. This module adds
+SHA-256 checksums (it compares sizes only) and resuming after an interruption (its version 2 restarts a file in every
+process). Resuming needs plain HTTP, where the size of the partial file says where to continue. With Xet, chunks arrive
+in any order inside a native library. The layout of the hub's cache, which other programs share, is described at
+https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub lists it; the checksum is SHA-256 for a large file (in LFS), git's SHA-1 for a small one."""
+    """A file as the hub lists it. The checksum is SHA-256 for a large file (in LFS), git's SHA-1 for a small one."""
 
     name: str
     size: int
@@ -64,10 +64,10 @@ class Repository:
 
 @dataclass(frozen=True)
 class Place:
-    """Where files go: `folder` has them by name, `store` by checksum.
+    """Destination of files: `folder` has them by name, `store` by checksum.
 
-    In the hub's cache the store keeps them and the folder has links to them. For a plain folder the store holds only
-    files that are not finished.
+    In the hub's cache, the store holds the files and the folder holds links to them. For a plain folder, the store
+    holds only unfinished files.
     """
 
     folder: Path
@@ -75,14 +75,14 @@ class Place:
     in_cache: bool
 
     def reuse(self, file: HubFile) -> bool:
-        """Whether the file is there already, whole; a damaged one counts as missing."""
+        """Whether the complete file already exists; a damaged one counts as missing."""
         path, blob = self.folder / file.name, self.store / file.checksum
         found = next((candidate for candidate in (blob, path) if candidate.is_file()), None)
         if found is None:
             return False
         if not file.matches(found):
             logger.warning("%s: differs from the hub's file; it is fetched again", path)
-            if self.in_cache:  # where other programs would take it for whole
+            if self.in_cache:  # other programs would take it for complete
                 found.unlink()
                 path.unlink(missing_ok=True)
             return False
@@ -91,11 +91,11 @@ class Place:
         return True
 
     def partial(self, file: HubFile) -> Path:
-        """Where the file grows."""
+        """Return the path of the partial download."""
         return self.store / f"{file.checksum}.incomplete"
 
     def accept(self, file: HubFile) -> None:
-        """Give a finished file its name."""
+        """Move a finished file to its final name."""
         path = self.folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.in_cache:
@@ -125,7 +125,7 @@ def list_repository(model: str, revision: str | None) -> Repository:
     Raises
     ------
     DownloadError, InputError
-        The hub cannot be reached, or refuses; the id is not valid.
+        The hub cannot be reached or refuses access, or the id is not valid.
     """
     from huggingface_hub import HfApi, constants  # noqa: PLC0415  # takes 0.2 s
 
@@ -139,7 +139,7 @@ def list_repository(model: str, revision: str | None) -> Repository:
         files = {}
         for entry in info.siblings or ():
             checksum = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
-            # They become names of files.
+            # They become file names.
             if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", checksum) or not re.fullmatch("[0-9a-f]{40}", commit):
                 raise ValueError(f"{entry.rfilename}: no checksum")
             files[entry.rfilename] = HubFile(entry.rfilename, int(str(entry.size)), checksum)
@@ -149,7 +149,7 @@ def list_repository(model: str, revision: str | None) -> Repository:
 
 
 def choose_place(repository: Repository, to: str | os.PathLike[str] | None) -> Place:
-    """The plain folder `to`, or the place of this commit in the hub's cache."""
+    """Return the plain folder `to`, or the place of this commit in the hub's cache."""
     from huggingface_hub import constants  # noqa: PLC0415
 
     if to is not None:
@@ -159,17 +159,17 @@ def choose_place(repository: Repository, to: str | os.PathLike[str] | None) -> P
 
 
 def cache_folder(cache: str, model: str) -> Path:
-    """The folder of a model in a cache of the hub."""
+    """Return a model's folder in a hub cache."""
     return Path(cache) / f"models--{model.replace('/', '--')}"
 
 
 def fetch_missing(repository: Repository, place: Place, names: Sequence[str]) -> None:
-    """Fetch those of the files that are not there yet, if there is room for them.
+    """Download the missing files, if the disk has room for them.
 
     Raises
     ------
     DownloadError
-        No room, no connection, no access, a wrong checksum.
+        The disk is full, the hub cannot be reached or refuses access, or a checksum is wrong.
     """
     missing = [file for name in names if not place.reuse(file := repository.files[name])]
     needed = sum(file.size for file in missing)
@@ -183,7 +183,7 @@ def fetch_missing(repository: Repository, place: Place, names: Sequence[str]) ->
 
 
 def _fetch(repository: Repository, file: HubFile, place: Place) -> None:
-    """Fetch one file from where an earlier attempt stopped, check it, and only then give it its name."""
+    """Download one file, resuming an earlier attempt. Verify it before it gets its final name."""
     from huggingface_hub import hf_hub_url  # noqa: PLC0415
     from huggingface_hub.file_download import http_get  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415
@@ -200,7 +200,7 @@ def _fetch(repository: Repository, file: HubFile, place: Place) -> None:
                 hf_hub_url(repository.model, file.name, revision=repository.commit),
                 stream,
                 resume_size=os.fstat(stream.fileno()).st_size,
-                headers={**headers, "Accept-Encoding": "identity"},  # compressed bytes cannot be gone on with
+                headers={**headers, "Accept-Encoding": "identity"},  # a compressed download cannot be resumed
                 expected_size=file.size,
                 displayed_filename=file.name,
             )
@@ -208,7 +208,7 @@ def _fetch(repository: Repository, file: HubFile, place: Place) -> None:
             os.fsync(stream.fileno())
     except SdNumbaError:
         raise
-    except Exception as error:  # as in list_repository, and of the disk
+    except Exception as error:  # as in list_repository, or from the disk
         raise _explained(error, repository.model, repository.revision, file.name) from None
     if not file.matches(partial):
         partial.unlink()
@@ -220,7 +220,7 @@ def _fetch(repository: Repository, file: HubFile, place: Place) -> None:
 
 
 def _lock(stream: Any, file: HubFile) -> None:
-    """Keep a second download from adding to the same file; ends with the stream."""
+    """Keep a second download from appending to the same file, until the stream is closed."""
     try:
         import fcntl  # noqa: PLC0415  # not on Windows
 
@@ -232,7 +232,7 @@ def _lock(stream: Any, file: HubFile) -> None:
 
 
 def _explained(error: Exception, model: str, revision: str | None, file: str | None = None) -> Exception:
-    """The error as one line that says what to do."""
+    """Turn an error into one line that says what to do."""
     from huggingface_hub import constants, errors  # noqa: PLC0415
 
     host = constants.ENDPOINT

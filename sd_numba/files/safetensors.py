@@ -1,8 +1,8 @@
-"""Reading the headers of model files, checked in full before anything is mapped: a damaged file is one clear error.
+"""Read the headers of model files. They are validated in full first, so a damaged file gives one clear error.
 
 A safetensors file is an 8-byte little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``
-and the tensors' bytes. The ``safetensors`` package is not used for reading: in NumPy it copies every tensor and knows
-no bfloat16.
+and the tensors' bytes. The ``safetensors`` package is not used for reading: its NumPy interface copies every tensor and
+does not support bfloat16.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -33,12 +33,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Returns
     -------
     dict
-        Name -> ``TensorInfo``, in the order of the data; scales of int8 weights are part of theirs.
+        Name -> ``TensorInfo``, in the order of the data. The scales of int8 weights are part of their weights.
 
     Raises
     ------
     ModelError
-        The file cannot be read, is no such file, is truncated, or its header contradicts itself.
+        The file cannot be read, has another format, is truncated, or its header contradicts itself.
     """
     path = Path(path)
     if _is_gguf(path):
@@ -55,12 +55,12 @@ def _is_gguf(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except (OSError, ValueError):  # which the other reader tells
+    except (OSError, ValueError):  # the safetensors reader reports it
         return False
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the free texts in the header of a safetensors file: what its makers say of it.
+    """Read the metadata strings in the header of a safetensors file.
 
     Raises
     ------
@@ -75,12 +75,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _unicode(text: str) -> str:
-    """Replace halves of characters, which JSON can hold but nothing can print."""
+    """Replace lone surrogates: JSON can hold them, but they cannot be encoded."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the JSON of a header; also tells where the tensors start."""
+    """Return the parsed JSON header, and the offset of the first tensor."""
     try:
         if not os.path.isfile(path):
             raise ModelError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
@@ -102,7 +102,7 @@ def _load_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _reject_other_formats(path: Path, start: bytes, size: int) -> None:
-    """Name the things that people really have under this name instead of a safetensors file."""
+    """Raise an error that names the format, for the files that are commonly mistaken for safetensors files."""
     if size == 0:
         raise ModelError(f"{path}: the file is empty; download it again")
     if size >= 10 and start[8:9] == b"{":

@@ -1,4 +1,4 @@
-"""Where a tensor lies in a file, and how to look at it there."""
+"""Location of a tensor in a file, and views of it in the mapped file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .. import kernels
 from ..errors import ModelError
 
 MAX_DIMS = 32
-BLOCK = 1 << 20  # values that are looked at, or converted, in one go
-MAX_NAME = 1000  # characters: several times the longest real one, few enough for any pattern to be tried on
-# NumPy has no bfloat16 and no float8: their bits are handed out as unsigned integers, or as the kernels want them.
+BLOCK = 1 << 20  # values that are checked or converted at a time
+MAX_NAME = 1000  # characters: several times the longest real name, and short enough to match against any pattern
+# NumPy has neither bfloat16 nor float8: their bits are passed on as unsigned integers, or as the kernels' own dtypes.
 NUMPY_DTYPES: dict[str, type[np.generic] | np.dtype] = {
     "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F64": np.float64,
     "F8_E4M3": kernels.float8_e4m3, "F8_E5M2": kernels.float8_e5m2, "F8_E8M0": np.uint8, "BOOL": np.bool_,
@@ -26,13 +26,13 @@ NUMPY_DTYPES: dict[str, type[np.generic] | np.dtype] = {
 WEIGHT_DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 SCALED, SCALES, SCALE_DTYPES = "I8", "_scale", ("F32", "F16", "BF16")  # see `join_scales`
 EXPECTED_DTYPES = f"expected {', '.join(WEIGHT_DTYPES[:-1])} or {WEIGHT_DTYPES[-1]}"
-# Dtypes of GGUF files that store several values together -> their number, and what NumPy makes of them.
+# GGUF dtypes that store values in blocks -> values in a block, and the NumPy dtype of a block.
 BLOCKS = {"Q8_0": (32, np.dtype([("scale", np.float16), ("values", np.int8, 32)]))}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One header entry: where a tensor lies in its file, in bytes from the start of the file; perhaps its scales."""
+    """One header entry: a tensor's offset in bytes from the start of its file, and its scales if it has any."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class TensorInfo:
     scales: TensorInfo | None = None
 
     def rows(self, part: int, parts: int) -> TensorInfo:
-        """One of several equal parts of its rows, as a tensor of its own."""
+        """Return part number ``part`` of ``parts`` equal parts of the rows, as a separate tensor."""
         size, rest = divmod(self.shape[0] if self.shape else 0, parts)
         if rest or not size:
             raise ModelError(f"found a tensor of shape {self.shape}, expected {parts} equal parts of its rows")
@@ -51,9 +51,9 @@ class TensorInfo:
 
 
 def join_scales(header: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Take the scales of int8 weights out of a header, and put them to their weights.
+    """Attach the scales of int8 weights to their weights, and remove the scales' own entries from a header.
 
-    The scales of ``X.weight`` are ``X.weight_scale (n, 1)``, as compressed-tensors and vLLM have it
+    The scales of ``X.weight`` are ``X.weight_scale (n, 1)``, as in compressed-tensors and vLLM
     (https://github.com/vllm-project/compressed-tensors, strategy "channel"): row i of the weight stands for
     ``weight[i] * weight_scale[i]``.
     """
@@ -66,12 +66,12 @@ def join_scales(header: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory, to be read.
+    """Map a file into memory for reading.
 
     Raises
     ------
     ModelError
-        It cannot be.
+        The file cannot be mapped.
     """
     try:
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def tensor_view(info: TensorInfo, mapped: mmap.mmap) -> np.ndarray:
-    """The tensor in a mapped file, as stored; quantised values as a vector of their blocks."""
+    """Return a view of a tensor in a mapped file, as stored. Quantised values are a vector of blocks."""
     if info.dtype in BLOCKS:
         dtype = BLOCKS[info.dtype][1]
         return np.ndarray(info.nbytes // dtype.itemsize, dtype, buffer=mapped, offset=info.start)
@@ -89,7 +89,7 @@ def tensor_view(info: TensorInfo, mapped: mmap.mmap) -> np.ndarray:
 
 
 def read_scales(info: TensorInfo, mapped: mmap.mmap, scales: tuple[TensorInfo, mmap.mmap] | None) -> np.ndarray:
-    """Read the scales of an int8 weight, which may be in another file.
+    """Read the scales of an int8 weight. They may be in another file.
 
     Returns
     -------
@@ -99,8 +99,8 @@ def read_scales(info: TensorInfo, mapped: mmap.mmap, scales: tuple[TensorInfo, m
     Raises
     ------
     ModelError
-        There are none, or of another shape or dtype, or some cannot be: none is negative, infinite or NaN, and only
-        rows of zeros have 0.
+        The scales are missing, have the wrong shape or dtype, or have invalid values: negative, infinite, NaN, or 0 for
+        a row that is not all zeros.
     """
     n = info.shape[0] if info.shape else 0
     expected = f"expected F32, F16 or BF16 ({n}, 1)"

@@ -1,4 +1,4 @@
-"""Files as a whole: written completely or not at all, digested; safetensors files written a block at a time.
+"""Atomic writing of files, and writing of safetensors files a block at a time.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -32,14 +32,14 @@ class Entry:
     Attributes
     ----------
     stored : str
-        Its dtype as safetensors files call it.
+        The name of its dtype in safetensors files.
     shape : tuple of int
     parts : tuple of ndarray
-        Flat views of the stored values that it consists of, one after the other: equal numbers of rows.
+        Flat views of the stored values, concatenated in this order. Each has the same number of rows.
     scales : ndarray, optional
-        Float32, one for each row, of int8 values.
+        Float32 scales of int8 values, one for each row.
     rounded : bool
-        Whether it becomes int8 if that is wanted, and not float16.
+        Whether it becomes int8, and not float16, if int8 is wanted.
     """
 
     stored: str
@@ -49,9 +49,10 @@ class Entry:
     rounded: bool = False
 
     def dtype(self, wanted: str | None) -> str:
-        """Dtype to write if this one of `DTYPES` is wanted: None, and what is no weight, stays as it is stored.
+        """Return the dtype to write for a wanted one of `DTYPES`.
 
-        But values in blocks become float16, unless something else is wanted.
+        Without a wanted dtype the stored one is kept, except that values in blocks become float16. Tensors that are
+        not weights always keep theirs.
         """
         if self.stored in BLOCKS:
             wanted = wanted or "f16"
@@ -61,13 +62,13 @@ class Entry:
         return DTYPES["f16" if keeps else wanted]
 
     def tensors(self, name: str, wanted: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Names of the tensors to write -> dtype and shape: it, and the scales of int8 values."""
+        """Return the names of the tensors to write -> dtype and shape: the tensor, and the scales of int8 values."""
         dtype = self.dtype(wanted)
         scaled = dtype == SCALED and (self.scales is not None or self.stored != SCALED)
         return {name: (dtype, self.shape)} | ({name + SCALES: ("F32", (self.shape[0], 1))} if scaled else {})
 
     def nbytes(self, wanted: str | None) -> int:
-        """Bytes to write."""
+        """Return the number of bytes to write."""
         return sum(_nbytes(*tensor) for tensor in self.tensors("", wanted).values())
 
 
@@ -78,12 +79,12 @@ def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 def write_safetensors(
     path: Path, tensors: Mapping[str, Entry], dtype: str | None, metadata: Mapping[str, str]
 ) -> Iterator[int]:
-    """Write a file; yields how many bytes of tensors have been written.
+    """Write a file; yield the number of bytes of tensors written so far.
 
     Raises
     ------
     ModelError
-        A value is too large for float16, or is none that int8 can hold; or other weights than int8 have scales.
+        A value is too large for float16, int8 cannot represent a value, or weights that are not int8 have scales.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     written: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -114,7 +115,7 @@ def write_safetensors(
 
 
 def _pieces(entry: Entry, name: str, wanted: str | None) -> Iterator[tuple[str, bytes]]:
-    """Give a tensor in pieces, each with its name; and in turn with them, those of its scales."""
+    """Yield a tensor in pieces, each with the tensor's name, interleaved with the pieces of its scales."""
     dtype, (_, *scales_name) = entry.dtype(wanted), entry.tensors(name, wanted)
     if entry.scales is None and not scales_name:
         for part in entry.parts:
@@ -141,7 +142,7 @@ def _pieces(entry: Entry, name: str, wanted: str | None) -> Iterator[tuple[str, 
 
 
 def _quantized(wide: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Round rows to int8, the largest value of each to 127; also give their scales."""
+    """Round rows to int8, so that the largest value of each becomes 127. Return the rows and their scales."""
     weight = kernels.quantize(wide)
     if not np.isfinite(weight.scales).all():
         raise ModelError(f"tensor {name}: holds NaN or infinite values, which int8 cannot; download it again")
@@ -149,19 +150,19 @@ def _quantized(wide: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _converted(values: np.ndarray, wanted: str, stored: str, name: str) -> bytes:
-    """Give values in another dtype."""
+    """Convert values to another dtype."""
     return values.tobytes() if wanted == stored else _narrowed(_widened(values, stored), wanted, name)
 
 
 def _widened(values: np.ndarray, stored: str) -> np.ndarray:
-    """Give values as float32."""
+    """Convert values to float32."""
     if stored in BLOCKS:
         return values["values"] * values["scale"].astype(np.float32)[..., None]
     return values.astype(np.float32) if stored == "F64" else kernels.widen(values)
 
 
 def _narrowed(wide: np.ndarray, wanted: str, name: str) -> bytes:
-    """Give float32 values in another dtype, rounded to the nearest, ties to even."""
+    """Convert float32 values to another dtype, rounding to nearest, ties to even."""
     if wanted == "F32":
         return wide.tobytes()
     if wanted == "BF16":
@@ -175,7 +176,7 @@ def _narrowed(wide: np.ndarray, wanted: str, name: str) -> bytes:
 
 
 def check_space(target: Path, nbytes: int) -> None:
-    """Raise InputError unless there is room for so many bytes where the target is to be."""
+    """Raise InputError unless the target's disk has ``nbytes`` bytes free."""
     free = shutil.disk_usage(target.absolute().parent).free
     if nbytes > free:
         raise InputError(f"{target}: needs {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB of the disk are free; make room")
@@ -183,13 +184,13 @@ def check_space(target: Path, nbytes: int) -> None:
 
 @contextmanager
 def unfinished(target: Path, remove: Callable[[Path], Any], replace: bool = False) -> Iterator[Path]:
-    """Give a name to write to, which becomes the target's if nothing fails, and is removed if something does.
+    """Yield a temporary path to write to. It is renamed to the target on success and removed on failure.
 
     Raises
     ------
     InputError
-        The file or folder cannot be written, or somebody else has made the target meanwhile, unless it may `replace`
-        that.
+        The file or folder cannot be written, or another process has created the target meanwhile and `replace` is
+        false.
     """
     path = target.with_name(f".sd-numba-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

@@ -104,7 +104,7 @@ def latent_masks(masks: np.ndarray, h: int, w: int) -> np.ndarray:
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale a picture so that it covers this size, and cut off what is too much on both sides."""
+    """Scale a picture to cover this size, and crop the excess equally on both sides."""
     return picture if picture.size == (width, height) else ImageOps.fit(picture, (width, height), LANCZOS)
 
 
@@ -114,11 +114,11 @@ def fit_size(height: int, width: int, factor: int, area: int) -> tuple[int, int]
     Parameters
     ----------
     height, width : int
-        Of the picture.
+        Size of the picture.
     factor : int
-        The VAE's: both sides become multiples of it.
+        The VAE's downscaling factor: both sides become multiples of it.
     area : int
-        Pixels that the model was made for.
+        Number of pixels that the model was trained for.
 
     Returns
     -------
@@ -135,14 +135,14 @@ def fit_size(height: int, width: int, factor: int, area: int) -> tuple[int, int]
 def expand(
     picture: Image.Image, mask: Image.Image | None, left: int, top: int, right: int, bottom: int
 ) -> tuple[Image.Image, Image.Image]:
-    """Enlarge the canvas of a picture, for the new borders to be painted.
+    """Enlarge the canvas of a picture, so that the new borders can be painted.
 
     Parameters
     ----------
     picture : PIL.Image.Image
         Mode RGB.
     mask : PIL.Image.Image, optional
-        Mode L, of the picture's size: what is to be painted of the picture itself.
+        Mode L, of the picture's size: the part of the picture itself to paint.
     left, top, right, bottom : int
         Pixels to add on each side.
 
@@ -156,7 +156,7 @@ def expand(
     Raises
     ------
     InputError
-        A border is no whole number from 0 to 8192, or the mask has another size.
+        A border is not a whole number from 0 to 8192, or the mask has another size.
     """
     for name, value in (("left", left), ("top", top), ("right", right), ("bottom", bottom)):
         check_whole(name, value, 0, MAX_SIDE)
@@ -176,7 +176,7 @@ def expand(
 
 
 def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -> Image.Image:
-    """Keep what was painted inside a mask alone: outside, every pixel is the original's.
+    """Keep the painted pixels inside a mask only: outside it, every pixel is the original's.
 
     The painted part fades in within a few pixels of the mask's edge, and less where the mask is thinner than these.
 
@@ -185,7 +185,7 @@ def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -
     original, painted : PIL.Image.Image
         Mode RGB.
     mask : PIL.Image.Image
-        Mode L; from 128 on, painted.
+        Mode L; 128 and above is painted.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -
 def painted_share(mask: Image.Image) -> Image.Image:
     """Return how much of each pixel is painted, from 0 to 255, for a mask of mode L: see `paste_back`."""
     inside = mask.point([0] * 128 + [1] * 128)
-    depth = np.zeros((mask.height, mask.width), np.uint8)  # pixels from the edge, up to those of the fading
+    depth = np.zeros((mask.height, mask.width), np.uint8)  # pixels from the edge, at most SOFT_EDGE
     for _ in range(SOFT_EDGE):
         depth += np.asarray(inside)
         inside = inside.filter(ImageFilter.MinFilter(3))
@@ -266,7 +266,7 @@ def _mask_array(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _unit(array: np.ndarray, name: str) -> np.ndarray:
-    """Bring uint8, bool or float values to float32 in [0, 1], in an array of its own."""
+    """Convert uint8, bool or float values to float32 in [0, 1], in a new array."""
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255
     if array.dtype != bool and not np.issubdtype(array.dtype, np.floating):

@@ -1,4 +1,4 @@
-"""Several pictures in one."""
+"""Contact sheets: several pictures in one image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ GAP = 4  # pixels between the pictures
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Lay out pictures in rows, on white; those of other sizes than the largest are centred in their cells.
+    """Lay out pictures in rows on white. Pictures smaller than a cell are centred in it.
 
     Parameters
     ----------
     pictures : sequence of Image
         At least one.
     columns : int, optional
-        In a row; by default about as many as rows.
+        Pictures in a row; by default about as many as there are rows.
     """
     if len(pictures) == 1:
         return pictures[0]

@@ -1,4 +1,4 @@
-"""Pictures and masks out of files, whatever their format, mode, depth and colour profile."""
+"""Read pictures and masks from files of any format, mode, depth and colour profile."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..errors import InputError
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 WORDS = 65535  # the largest value of 16 bits
-HIGHLIGHT = 2  # what a picture of floats from 0 to 1 may reach; one that exceeds it is from 0 to 255
-SCRIPTS = ("EPS",)  # formats that are programs, for an interpreter outside
+HIGHLIGHT = 2  # highest value of a float picture in 0 to 1; above it, the range is taken as 0 to 255
+SCRIPTS = ("EPS",)  # formats that are programs and need an external interpreter
 ORIENTATION = 0x0112  # the tag in EXIF data
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,8 +31,8 @@ TURNS = {
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     """Open a picture of any format, mode and depth that Pillow reads.
 
-    It is turned as its EXIF data says, brought from its colour profile to sRGB, and laid on white where it is
-    transparent. Of an animation it is the first frame.
+    The picture is rotated as its EXIF data says, converted from its colour profile to sRGB, and composited on white.
+    An animation gives its first frame.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def open_mask(path: str | os.PathLike[str]) -> Image.Image:
-    """Open a mask as `open_picture` does, its colours as luminance: white is painted, black and transparent is kept.
+    """Open a mask as `open_picture` does, as luminance: white is painted, black and transparent are kept.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _open(path: str | os.PathLike[str], convert: Callable[[Image.Image, str], Im
         ) from None
     except Image.DecompressionBombError as error:
         raise _unusable(name, error) from None
-    except Exception:  # whatever a parser of Pillow's stumbles over
+    except Exception:  # Pillow's parsers raise many kinds of errors
         raise InputError(f"{name}: found something else, expected a picture, such as PNG, JPEG or WebP") from None
     with image:
         if image.format in SCRIPTS:
@@ -94,7 +94,7 @@ def _open(path: str | os.PathLike[str], convert: Callable[[Image.Image, str], Im
 
 
 def _unusable(name: str, error: Exception) -> InputError:
-    """Say why Pillow could not read the pixels."""
+    """Return an error that says why Pillow could not read the pixels."""
     if isinstance(error, Image.DecompressionBombError) and (count := re.search(r"\d+", str(error))):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return InputError(f"{name}: found {count[0]} pixels, expected at most {most}; make the picture smaller")
@@ -103,18 +103,18 @@ def _unusable(name: str, error: Exception) -> InputError:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Do what `open_picture` does with an image of PIL; `name` is for errors."""
+    """Convert a PIL image as `open_picture` does; errors start with `name`."""
     return _flatten(image, name, WHITE, colours=True)
 
 
 def to_grey(image: Image.Image, name: str) -> Image.Image:
-    """Do what `open_mask` does with an image of PIL; `name` is for errors."""
-    # A profile would bend the greys of a mask, which mean shares.
+    """Convert a PIL image as `open_mask` does; errors start with `name`."""
+    # A colour profile would distort the greys of a mask, which are blending weights.
     return _flatten(image, name, BLACK, colours=False).convert("L")
 
 
 def _flatten(image: Image.Image, name: str, background: tuple[int, int, int], colours: bool) -> Image.Image:
-    """Make an RGB picture of one of any mode, the right way up, without transparency."""
+    """Convert an image of any mode to upright RGB without transparency."""
     if 0 in image.size:
         raise InputError(f"{name}: found a picture of {image.width}x{image.height} pixels, expected at least 1x1")
     try:
@@ -127,20 +127,20 @@ def _flatten(image: Image.Image, name: str, background: tuple[int, int, int], co
         image, alpha = _split_alpha(image)
         image = _to_srgb(image, profile if colours else None)
         return image if alpha is None else Image.composite(image, Image.new("RGB", image.size, background), alpha)
-    except Exception as error:  # decoders raise whatever damaged data make them stumble over
+    except Exception as error:  # decoders raise many kinds of errors on damaged data
         raise _unusable(name, error) from None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Say how to turn a picture upright."""
+    """Return the transposition that turns a picture upright."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF data are no reason to refuse a picture
+    except Exception:  # damaged EXIF data does not make a picture unusable
         return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale greys of 16 or 32 bits or of floats to 8: Pillow would clip them."""
+    """Scale 16-bit, 32-bit or float greys to 8 bits: Pillow would clip them."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     floats = 255 if values.max() > HIGHLIGHT else 1
     white = floats if image.mode == "F" else max(values.max(), WORDS)
@@ -148,7 +148,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Take the colours, and the transparency if there is any, of an image of 8 bits."""
+    """Split an 8-bit image into its colours and its alpha channel, or None if it has no transparency."""
     if "transparency" not in image.info and image.mode not in {"LA", "La", "PA", "RGBA", "RGBa"}:
         return image, None
     grey = image.mode in {"L", "LA", "La"}
@@ -157,7 +157,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Bring colours to sRGB; a profile that is damaged or not for this kind of picture is ignored."""
+    """Convert colours to sRGB; a profile that is damaged or does not match the mode is ignored."""
     if image.mode in {"1", "P"}:
         image = image.convert("L" if image.mode == "1" else "RGB")
     if profile and image.mode in {"L", "RGB", "CMYK", "LAB"}:

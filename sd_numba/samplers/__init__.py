@@ -1,4 +1,4 @@
-"""Samplers: from noise to latents in few network calls, by the names that people know.
+"""Samplers: from noise to latents in a few network calls, under their usual names.
 
 :func:`make_sampler` builds one from its name and the model's ``scheduler_config.json``; :mod:`sd_numba.samplers.base`
 shows how to run it.
@@ -68,7 +68,7 @@ def _display_name(name: str) -> tuple[str, str]:
 
 
 DISPLAY_NAMES: dict[str, tuple[str, str]] = {name: _display_name(name) for name in SAMPLER_NAMES}
-"""What AUTOMATIC1111 calls each: the sampler, and the schedule type."""
+"""AUTOMATIC1111's name for each: the sampler, and the schedule type."""
 
 
 def canonical_sampler_name(name: str) -> str:
@@ -105,19 +105,19 @@ def make_sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Samp
     ----------
     name : str
         One of :data:`SAMPLER_NAMES`, or another spelling that :func:`canonical_sampler_name` understands. A name that
-        ends in ``-karras`` or ``-exponential`` spaces the sigmas so; otherwise the config decides.
+        ends in ``-karras`` or ``-exponential`` selects that spacing of the sigmas; otherwise the config does.
     config : mapping
-        The parsed ``scheduler_config.json``, whichever sampler it was written for. What it says holds; what it does not
-        say takes the default of this sampler's class in diffusers.
+        The parsed ``scheduler_config.json``, whichever sampler it was written for. Settings
+        it leaves out take the defaults of this sampler's class in diffusers.
     eta : float
-        Noise of ddim, 0 .. 1; of no use to the others.
+        Noise of ddim, 0 .. 1; ignored by the other samplers.
 
     Raises
     ------
     InputError
-        An unknown name, or a negative eta.
+        The name is unknown, or eta is negative.
     ModelError
-        A value in the config that is not supported.
+        A value in the config is not supported.
     """
     base, spacing = _split(canonical_sampler_name(name))
     kind = SAMPLERS[base]
@@ -153,7 +153,7 @@ def _samplers_of(diffusers_class: str) -> list[type[Sampler]]:
 
 
 def config_with_sampler(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config that asks for the sampler called ``name``, and is otherwise the same.
+    """Return a copy of the config that selects the sampler called ``name``.
 
     Raises
     ------

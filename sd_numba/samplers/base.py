@@ -12,9 +12,9 @@ latents with whatever history the next move needs::
 A run that changes a picture starts later: at call ``sampler.start_call(20, strength)``, from
 ``sampler.noised(picture, noise, plan, start)``.
 
-Latents are float32 ``(n, c, h, w)``. What a config does not say takes the default of diffusers' class of the same
-method, so that the same config gives the same pictures. Where diffusers fails or yields NaN (the whole 1000 steps with
-some spacings, for instance), these samplers take the nearest run that works.
+Latents are float32 ``(n, c, h, w)``. Settings missing from a config take the defaults of diffusers' class
+for the same method, so that the same config gives the same pictures. Where diffusers fails or yields NaN
+(all 1000 steps with some spacings, for instance), these samplers use the nearest run that works.
 """
 
 import numbers
@@ -45,18 +45,18 @@ CLIP_SETTINGS = frozenset(("clip_sample", "clip_sample_range"))
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The course of one run.
+    """The schedule of one run.
 
     Attributes
     ----------
     num_steps : int
         Steps asked for; some samplers call the network more often.
     timesteps : np.ndarray
-        What the network is told at each call: int64 or float32 ``(calls,)``.
+        Timestep passed to the network at each call: int64 or float32 ``(calls,)``.
     sigmas : np.ndarray
         Ratio of noise to picture at each call and after the last one: float32 ``(calls + 1,)``.
     init_noise_sigma : float
-        Factor of the unit normal noise that a run starts from.
+        Standard deviation of the normal noise that a run starts from.
     """
 
     num_steps: int
@@ -83,7 +83,7 @@ class Sampler:
     Raises
     ------
     ModelError
-        A value that is not supported; the message names it.
+        A value is not supported; the message names it.
     """
 
     name: ClassVar[str]
@@ -105,7 +105,7 @@ class Sampler:
     honours_zero_snr: ClassVar[bool] = True
     """Whether rescale_betas_zero_snr has an effect."""
     calls_per_step: ClassVar[int] = 1
-    """Network calls from one step that a run can start at to the next."""
+    """Network calls between two steps that a run can start at."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         written = {key: value for key, value in config.items() if value is not None}
@@ -128,19 +128,19 @@ class Sampler:
         raise NotImplementedError
 
     def start_call(self, num_steps: int, strength: float) -> int:
-        """Return the call that a run starts at which changes a picture, as diffusers' image-to-image pipeline has it.
+        """Return the call at which an image-to-image run starts, as in diffusers' pipeline.
 
         Parameters
         ----------
         num_steps : int
             Steps of the whole run.
         strength : float
-            Share of the steps to make, over 0 to 1: how much of the picture drowns in noise.
+            Share of the steps to run, above 0 and at most 1: how much noise is added to the picture.
 
         Raises
         ------
         InputError
-            Another strength, a number of steps that `plan` refuses, or a share of them that is less than one step.
+            The strength is out of range, `plan` refuses the number of steps, or the share is less than one step.
         """
         num_steps = self._check_steps(num_steps)
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 < strength <= 1:
@@ -153,7 +153,7 @@ class Sampler:
         return (num_steps - steps) * self.calls_per_step
 
     def noised(self, x0: np.ndarray, noise: np.ndarray, plan: Plan, i: int) -> np.ndarray:
-        """Return the latents of a picture, drowned as far as a run has them before call ``i``.
+        """Return the latents of a picture with the noise level that a run has before call ``i``.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Sampler:
         raise NotImplementedError
 
     def denoised(self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
-        """Return the picture that the network's ``output`` at call ``i`` stands for, as clean latents.
+        """Return the clean latents that the network's ``output`` at call ``i`` predicts.
 
         Parameters
         ----------
@@ -182,7 +182,7 @@ class Sampler:
         raise NotImplementedError
 
     def scale_model_input(self, x: np.ndarray, plan: Plan, i: int) -> np.ndarray:
-        """Return what the network is given at call ``i`` in place of the latents ``x``."""
+        """Return the network's input at call ``i``, made from the latents ``x``."""
         return x
 
     def step(
@@ -193,7 +193,7 @@ class Sampler:
         Parameters
         ----------
         output : np.ndarray
-            What the network predicted at call ``i``, guidance applied.
+            The network's prediction at call ``i``, after guidance.
         x : np.ndarray
             The latents before the call.
         plan : Plan
@@ -201,7 +201,7 @@ class Sampler:
         i : int
             The call, 0 .. len(plan) - 1.
         history
-            What the last call returned; None at first.
+            The history that the last call returned; None for the first call.
         normal : callable
             Returns fresh unit normal noise of x's shape; only stochastic samplers call it.
         """
@@ -223,7 +223,7 @@ class Sampler:
 
 
 class X0Limit:
-    """Keeps predicted pictures in range, where the config asks for it: fixed clipping, or dynamic thresholding.
+    """Keeps predicted pictures in range if the config asks for it: by clipping or dynamic thresholding.
 
     Dynamic thresholding (Saharia et al., arXiv:2205.11487) divides by a high quantile of each picture's values.
     """

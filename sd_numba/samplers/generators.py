@@ -1,4 +1,4 @@
-"""Where the noise of a run comes from if a caller gives generators instead of seeds, as scripts for diffusers do."""
+"""Noise from generators instead of seeds, as scripts for diffusers pass them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from ..errors import InputError
 from .noise import Noise, make_noise
 
-TORCH_SEED = 67280421310721  # of torch's generators that nobody seeded
+TORCH_SEED = 67280421310721  # default seed of torch's generators
 
 
 class Generator:
-    """A stream of random numbers with a seed, as torch's: each run that it is given goes on where the last one ended.
+    """A seeded stream of random numbers, as torch's: each run continues where the last one ended.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ class Generator:
         self.manual_seed(TORCH_SEED)
 
     def manual_seed(self, seed: int) -> Generator:
-        """Begin the stream of a seed; returns the generator itself."""
+        """Restart the stream from a seed; return the generator itself."""
         self.stream: Noise = make_noise(self._rng, seed)
         self._seed = int(seed) & (2**64 - 1)
         return self
 
     def seed(self) -> int:
-        """Begin the stream of a random seed; returns the seed."""
+        """Restart the stream from a random seed; return the seed."""
         return self.manual_seed(secrets.randbits(63)).initial_seed()
 
     def initial_seed(self) -> int:
-        """Return the seed that the stream began with."""
+        """Return the seed that the stream started from."""
         return self._seed
 
 
@@ -67,7 +67,7 @@ class TorchStream:
         return drawn.cpu().numpy()
 
     def state(self) -> dict[str, Any]:
-        """Return what `sd_numba.samplers.noise.restore_noise` refuses: torch alone knows where its stream is."""
+        """Return a state that `sd_numba.samplers.noise.restore_noise` rejects: torch hides its stream's position."""
         return {"rng": "torch"}
 
 

@@ -50,7 +50,7 @@ class LCM(TimestepSampler):
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
-        """Predict the picture and, unless it is the last call, bring it to the next timestep."""
+        """Predict the picture and, unless it is the last call, add noise for the next timestep."""
         t = int(plan.timesteps[i])
         x0 = self.denoised(output, x, plan, i)
         # The boundary condition: at timestep 0 the picture is x itself.

@@ -31,10 +31,10 @@ class Noise(Protocol):
     """A seeded stream of unit normal noise."""
 
     def normal(self, shape: Iterable[int]) -> np.ndarray:
-        """Return the next ``shape`` of float32 noise and move the stream on."""
+        """Return the next float32 noise of ``shape`` and advance the stream."""
 
     def state(self) -> dict[str, Any]:
-        """Return where the stream is, in plain values and arrays, for :func:`restore_noise`."""
+        """Return the state of the stream as plain values and arrays, for :func:`restore_noise`."""
 
 
 class TorchNoise:
@@ -63,7 +63,7 @@ class TorchNoise:
         return flat.reshape(shape)
 
     def state(self) -> dict[str, Any]:
-        """Return where the stream is: the generator's words, the next one's place, and the value that is left over."""
+        """Return the state of the stream: the generator's words, the index of the next one, and the unused value."""
         bits = self._bits.get_state(legacy=False)["state"]
         return {"rng": "cpu", "key": bits["key"], "position": int(bits["pos"]), "spare": self._spare}
 
@@ -75,7 +75,7 @@ class TorchNoise:
         out = np.empty(n, np.float32)
         out[:whole] = _box_muller_blocks(self._uint32(n)[:whole])
         if whole < n:
-            # The last 16 values are drawn anew, over the end of the last whole block.
+            # The last 16 values are redrawn, overwriting the end of the last whole block.
             out[-_BLOCK:] = _box_muller_blocks(self._uint32(_BLOCK))
         return out
 
@@ -118,7 +118,7 @@ class CudaNoise:
         return (np.sqrt(-2 * np.log(u)) * np.sin(v)).astype(np.float32).reshape(shape)
 
     def state(self) -> dict[str, Any]:
-        """Return where the stream is: the seed, and the number of calls so far."""
+        """Return the state of the stream: the seed, and the number of calls so far."""
         return {"rng": "cuda", "seed": self._key, "calls": self._calls}
 
 
@@ -166,7 +166,7 @@ def restore_noise(state: Mapping[str, Any]) -> TorchNoise | CudaNoise:
     """
     match state:
         case {"rng": "cpu", "key": np.ndarray() as key, "position": int(position), "spare": None | float() as spare}:
-            # beyond the words, NumPy would read whatever is there
+            # NumPy would read out of bounds past the last word
             if (key.shape, key.dtype) == ((_MT19937_WORDS,), np.uint32) and 0 <= position <= _MT19937_WORDS:
                 stream = TorchNoise(0)
                 stream._bits.set_state(("MT19937", key, position, 0, 0.0))

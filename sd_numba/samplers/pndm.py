@@ -55,9 +55,9 @@ class PNDM(TimestepSampler):
         return self._plan_of(num_steps, np.concatenate([warm_up, steps[_WARM_UP_STEPS:]]))
 
     def start_call(self, num_steps: int, strength: float) -> int:
-        """Return the call that a run starts at which changes a picture: the first one of a step."""
+        """Return the call at which an image-to-image run starts: the first call of a step."""
         start = super().start_call(num_steps, strength)
-        # diffusers starts amid a Runge-Kutta step, from which nothing comes
+        # diffusers starts in the middle of a Runge-Kutta step, which gives no usable picture
         return start + 3 * min(start, _WARM_UP_STEPS) if self._uses_runge_kutta(num_steps) else start
 
     def step(
@@ -114,7 +114,7 @@ class PNDM(TimestepSampler):
 
 
 def _adams_bashforth(outputs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Return the slope to go on with, from up to four slopes at equal distances, newest last."""
+    """Return the slope of the next step, from up to four slopes at equal distances, newest last."""
     newest = outputs[::-1]
     if len(newest) == 1:
         return newest[0]

@@ -1,6 +1,6 @@
 """Noise schedules: how much of the picture is left at every training timestep, and the processes that follow from it.
 
-Forward, a picture drowns in noise: ``x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise``.
+The forward process adds noise to a picture: ``x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise``.
 Backward, the full DDPM process removes it again, one training timestep after the other; the samplers in
 :mod:`sd_numba.samplers` take far fewer steps.
 

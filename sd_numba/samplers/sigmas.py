@@ -25,13 +25,13 @@ class SigmaSampler(Sampler):
     config : mapping
         The parsed ``scheduler_config.json``.
     sigma_spacing : str, optional
-        ``"karras"`` or ``"exponential"``; without it the config decides.
+        ``"karras"`` or ``"exponential"``; by default the config's.
     """
 
     settings = SPACED_SETTINGS
     options: ClassVar[tuple[str, ...]] = ("sigma_spacing",)
     has_final_sigma: ClassVar[bool] = True
-    """Whether final_sigmas_type has an effect; without, runs end at 0."""
+    """Whether final_sigmas_type has an effect; otherwise runs end at 0."""
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
         super().__init__(config)
@@ -50,11 +50,11 @@ class SigmaSampler(Sampler):
         self._final_sigma = 0.0 if last == "zero" else float(self._sigma_table[0])
 
     def _sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
-        """Return the sigmas of timesteps, which need not be whole: float64."""
+        """Return the sigmas of timesteps, which may be fractional: float64."""
         return np.interp(timesteps, np.arange(len(self._sigma_table)), self._sigma_table)
 
     def _respace(self, highest: float, lowest: float, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return Karras or exponential sigmas, and the timesteps where the network knows them: float64 each."""
+        """Return Karras or exponential sigmas, and the timesteps that have these sigmas: float64 each."""
         lowest = self._reader.number("sigma_min", float(lowest))
         highest = self._reader.number("sigma_max", float(highest))
         if self._sigma_spacing == "karras":
