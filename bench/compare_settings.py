@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 
 from sd_numba import StableDiffusionPipeline, kernels
-from sd_numba.networks.vae import Vae
 
 
 def open_setting(setting: str) -> StableDiffusionPipeline:
@@ -38,11 +37,11 @@ def make_work(pipe: StableDiffusionPipeline, size: int) -> dict[str, Callable[[]
     latents = random.standard_normal((1, 4, side, side), np.float32)
     ids = pipe.tokenizer(["a cat on a beach", ""])
     context = pipe.unet.encode_context(pipe.text_encoder(ids))
-    tiled = {"tiling": True} if isinstance(pipe.vae, Vae) and pipe.vae_tiling == "on" else {}
+    tiling = pipe.vae_tiling == "on"
     return {
         "text": lambda: pipe.text_encoder(ids),
         "step": lambda: pipe.unet(latents, 500, context),
-        "decode": lambda: pipe.vae.decode(latents, **tiled),
+        "decode": lambda: pipe.vae.decode(latents, tiling=tiling),
     }
 
 

@@ -82,7 +82,7 @@ def copy(pipe: StableDiffusionPipeline, judge: Judge, prompts: Sequence[Prompt])
 
     def draw(batch: Sequence[Prompt]) -> np.ndarray:
         pictures = np.stack([perfect(judge.references, prompt) for prompt in batch])
-        decoded = pipe.vae.decode(pipe.vae.encode(pictures.transpose(0, 3, 1, 2) * 2 - 1))
+        decoded = pipe.vae.decode(pipe.vae.encode_distribution(pictures.transpose(0, 3, 1, 2) * 2 - 1)[0])
         return (decoded.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
 
     return _run("perfect pictures through the autoencoder", draw, judge, prompts)

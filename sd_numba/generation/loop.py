@@ -16,7 +16,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..networks.unet import EncodedContext, FeatureCache
-from ..networks.vae import Vae
 from ..pictures.arrays import latent_masks
 from ..prompts.encoding import encode_prompts, prompt_schedule
 from ..samplers import Plan
@@ -137,7 +136,7 @@ class Run:
             self.extra = self._inpainting_input(masks)
         elif masks is not None and clean is not None:
             self.kept = clean, masks
-            if isinstance(self.parts.vae, Vae):
+            if self.parts.vae.draws_noise:
                 # diffusers encodes the picture around the mask here too, though it has no use for it
                 draw(self.sources, max(len(clean), len(masks)), self.shape)
 

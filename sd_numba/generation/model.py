@@ -25,10 +25,10 @@ from ..checks import check_choice
 from ..errors import InputError, ModelError
 from ..memory import available_memory
 from ..networks import layers
+from ..networks.autoencoder import Autoencoder
 from ..networks.clip import TextEncoder
 from ..networks.taesd import TinyVae
 from ..networks.unet import UNet
-from ..networks.vae import Vae
 from ..samplers import SAMPLER_NAMES, canonical_sampler_name, sampler_name_from_config
 from ..samplers.noise import Noise, draw
 
@@ -41,8 +41,6 @@ PRODUCTS = {"f32": (), "bf16": ("bf16",), "int8": ("bf16", "int8")}  # precision
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 TILINGS = ("auto", "on", "off")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
-# Of anonymous memory that decoding takes for a pixel, measured on SD 1.5: as a whole, in strips, by a tiny autoencoder.
-DECODER_BYTES, STRIP_BYTES, TINY_BYTES = 2800, 1200, 400
 ROOMY = 0.75  # of the available memory may be filled by decoding as a whole, if tiling is `auto`
 MAX_LORA_WEIGHT = 1000
 
@@ -73,7 +71,7 @@ class ModelParts:
 
     text_encoder: TextEncoder
     unet: UNet
-    vae: Vae | TinyVae
+    vae: Autoencoder
 
     def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
         self.scheduler_config, self.name, self.vae_tiling = model.scheduler, model.name, "auto"
@@ -336,12 +334,9 @@ class ModelParts:
             If the encoder makes no numbers (NaN).
         """
         pictures = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
-        if isinstance(self.vae, Vae):
-            h, w = (side // self.vae.factor for side in pictures.shape[2:])
-            mean, std = self.vae.moments(pictures, tiling=self.tiled(h, w))
-            latents = mean + std * draw(sources, len(mean), mean.shape[1:])
-        else:
-            latents = self.vae.encode(pictures)
+        h, w = (side // self.vae.factor for side in pictures.shape[2:])
+        mean, std = self.vae.encode_distribution(pictures, tiling=self.tiled(h, w))
+        latents = mean if std is None else mean + std * draw(sources, len(mean), mean.shape[1:])
         self.release("vae")
         if not np.isfinite(latents).all():
             raise self.not_finite("the encoder")
@@ -356,10 +351,7 @@ class ModelParts:
             If the decoder makes no numbers (NaN).
         """
         latents = latents / np.float32(self.vae.config.scaling_factor)
-        if isinstance(self.vae, Vae):
-            images = self.vae.decode(latents, tiling=self.tiled(*latents.shape[2:]))
-        else:
-            images = self.vae.decode(latents)
+        images = self.vae.decode(latents, tiling=self.tiled(*latents.shape[2:]))
         if not np.isfinite(images).all():
             raise self.not_finite("the decoder")
         images *= np.float32(0.5)
@@ -368,14 +360,12 @@ class ModelParts:
 
     def pixel_bytes(self) -> int:
         """Return how much memory decoding takes for a pixel, at least."""
-        if isinstance(self.vae, TinyVae):
-            return TINY_BYTES
-        return DECODER_BYTES if self.vae_tiling == "off" else STRIP_BYTES
+        return self.vae.bytes_per_pixel(tiling=self.vae_tiling != "off")
 
     def tiled(self, h: int, w: int) -> bool:
         """Return whether a picture whose latents have this size is to be encoded and decoded in strips."""
         check_choice("vae_tiling", self.vae_tiling, TILINGS)
-        needed = h * w * self.vae.factor**2 * DECODER_BYTES
+        needed = h * w * self.vae.factor**2 * self.vae.bytes_per_pixel()
         return self.vae_tiling == "on" or (self.vae_tiling == "auto" and needed > ROOMY * available_memory())
 
     def not_finite(self, where: str) -> ModelError:

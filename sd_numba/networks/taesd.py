@@ -18,9 +18,11 @@ import numpy as np
 from .. import kernels
 from ..config import ConfigReader
 from ..errors import InputError
+from .autoencoder import RgbFactors
 from .layers import Conv2d, WeightSource, to_nchw, to_nhwc
 
 BAND = 16 << 20  # bytes of a feature map of the last level that are computed at a time
+PIXEL_BYTES = 400  # of anonymous memory that decoding takes for a pixel, measured
 
 # Features of other tiny autoencoders that would change the result: key -> the values that mean "not used".
 UNUSED: dict[str, tuple[Any, ...]] = {
@@ -132,7 +134,7 @@ def decoder_layers(weights: WeightSource, config: TinyVaeConfig) -> list[Layer]:
 
 
 class TinyVae:
-    """The tiny autoencoder, in the place of `sd_numba.networks.vae.Vae`.
+    """The tiny autoencoder: an `Autoencoder` that takes the place of `sd_numba.networks.vae.Vae`.
 
     Parameters
     ----------
@@ -146,6 +148,9 @@ class TinyVae:
         How many times smaller than pictures latents are, on each side.
     """
 
+    draws_noise, fast = False, True
+    latent_rgb_factors: RgbFactors | None = None
+
     def __init__(self, weights: WeightSource, config: TinyVaeConfig) -> None:
         self.config = config
         self.factor = 2 ** (len(config.num_decoder_blocks) - 1)
@@ -153,13 +158,15 @@ class TinyVae:
         half = "decoder.layers.0.weight" in weights and "encoder.layers.0.weight" not in weights
         self.encoder = None if half else encoder_layers(weights, config)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, tiling: bool = False) -> np.ndarray:
         """Decode latents to pictures.
 
         Parameters
         ----------
         latents : float array ``(b, latent_channels, h, w)``
             As the sampler has them, divided by ``config.scaling_factor``, which is 1.
+        tiling : bool
+            Changes nothing: the last level is always computed a band of rows at a time.
 
         Returns
         -------
@@ -180,6 +187,10 @@ class TinyVae:
         pictures *= 2
         pictures -= 1
         return pictures
+
+    def bytes_per_pixel(self, *, tiling: bool = False) -> int:
+        """Return how much memory decoding takes for each pixel of a picture, in strips or not."""
+        return PIXEL_BYTES
 
     def _decode(self, x: np.ndarray, picture: np.ndarray) -> None:
         """Decode ``x (1, h, w, latent_channels)`` to ``picture (out_channels, f * h, f * w)`` in [0, 1].
@@ -232,3 +243,7 @@ class TinyVae:
                     one = layer(one)
                 latents.append(to_nchw(one))
         return np.concatenate(latents)
+
+    def encode_distribution(self, image: np.ndarray, *, tiling: bool = False) -> tuple[np.ndarray, None]:
+        """Return the latents that `encode` gives and no standard deviation; ``tiling`` changes nothing."""
+        return self.encode(image), None

@@ -16,15 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from .. import kernels
 from .layers import Conv2d, GroupNorm
-
-if TYPE_CHECKING:
-    from .vae import Decoder, Encoder, ResnetBlock
+from .vae_blocks import Decoder, Encoder, ResnetBlock
 
 WHOLE = 160 << 20  # bytes of a feature map up to which it is computed as a whole
 STRIP = 32 << 20  # bytes of a strip of the widest map of a level

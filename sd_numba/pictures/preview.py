@@ -18,8 +18,7 @@ from PIL import Image
 
 from ..checks import check_choice
 from ..errors import InputError
-from ..networks.taesd import TinyVae
-from ..networks.vae import Vae
+from ..networks.autoencoder import Autoencoder
 
 PREVIEWS = ("none", "proj", "tae")
 SD_CHANNELS = 4
@@ -80,7 +79,7 @@ SD_PROJECTION = LatentProjection.from_rows(
 )
 
 
-def projection_of(vae: Vae | TinyVae) -> LatentProjection:
+def projection_of(vae: Autoencoder) -> LatentProjection:
     """Return the projection that an autoencoder's config holds, or else that of Stable Diffusion 1.x.
 
     Raises
@@ -88,7 +87,7 @@ def projection_of(vae: Vae | TinyVae) -> LatentProjection:
     InputError
         The autoencoder has neither a projection nor four channels.
     """
-    rows = vae.config.latent_rgb_factors if isinstance(vae, Vae) else None
+    rows = vae.latent_rgb_factors
     if rows is not None:
         return LatentProjection.from_rows(rows)
     channels = vae.config.latent_channels
@@ -106,10 +105,10 @@ class Previewer:
     Parameters
     ----------
     kind : {"none", "proj", "tae"}
-    vae : Vae or TinyVae
+    vae : Autoencoder
         That of the pipeline.
-    taesd : TinyVae, optional
-        For ``tae``, unless `vae` is one.
+    taesd : Autoencoder, optional
+        The tiny one, for ``tae``, unless `vae` is one.
 
     Raises
     ------
@@ -118,7 +117,7 @@ class Previewer:
         `projection_of` says.
     """
 
-    def __init__(self, kind: str, vae: Vae | TinyVae, taesd: TinyVae | None = None) -> None:
+    def __init__(self, kind: str, vae: Autoencoder, taesd: Autoencoder | None = None) -> None:
         check_choice("preview", kind, PREVIEWS)
         self.kind, self.factor = kind, vae.factor
         if kind == "proj":
@@ -155,9 +154,9 @@ class Previewer:
         return [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in small]
 
 
-def _tiny_vae(vae: Vae | TinyVae, taesd: TinyVae | None) -> TinyVae:
+def _tiny_vae(vae: Autoencoder, taesd: Autoencoder | None) -> Autoencoder:
     if taesd is None:
-        if not isinstance(vae, TinyVae):
+        if not vae.fast:
             raise InputError("preview tae: found no tiny autoencoder; give one with --taesd, or choose proj")
         return vae
     found, expected = (taesd.config.latent_channels, taesd.factor), (vae.config.latent_channels, vae.factor)

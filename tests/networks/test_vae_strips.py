@@ -73,7 +73,7 @@ def test_encoding_odd_sizes(height, width, monkeypatch):
     monkeypatch.setattr(vae_strips, "PERIOD", 1000)
     network = Vae(weights_of(CASES[0], "vae"), VaeConfig.from_dict(CASES[0].vae))
     image = np.tanh(np.random.default_rng(0).standard_normal((2, 3, height, width)).astype(np.float32))
-    whole, found = (network.moments(image, tiling=tiling) for tiling in (False, True))
+    whole, found = (network.encode_distribution(image, tiling=tiling) for tiling in (False, True))
     for expected, values in zip(whole, found, strict=True):
         assert expected.shape == (2, 4, height // 8, width // 8)
         check(values, expected, 1e-5, f"{height} x {width}")
@@ -82,7 +82,7 @@ def test_encoding_odd_sizes(height, width, monkeypatch):
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (100, 60), (36, 180), (61, 47)])
 def test_encoding_differs_by_the_estimate_of_the_statistics(pipe, everything, height, width):
     image = np.tanh(smooth_latents(height, width))[:, :3]
-    whole, found = (pipe.vae.moments(image, tiling=tiling) for tiling in (False, True))
+    whole, found = (pipe.vae.encode_distribution(image, tiling=tiling) for tiling in (False, True))
     assert whole[0].shape == found[0].shape == (1, 4, height // 4, width // 4)
     for expected, values in zip(whole, found, strict=True):
         assert np.square(values - expected).mean() < 1e-3 * np.square(expected).mean()
@@ -145,7 +145,7 @@ def test_the_pipeline_decides(pipe, monkeypatch):
     asked = []
     zeros = np.zeros((1, 4, 24, 16), np.float32)
     monkeypatch.setattr(pipe.vae, "decode", lambda latents, tiling: asked.append(tiling) or np.zeros((1, 3, 8, 8)))
-    monkeypatch.setattr(pipe.vae, "moments", lambda image, tiling: asked.append(tiling) or (zeros, zeros))
+    monkeypatch.setattr(pipe.vae, "encode_distribution", lambda image, tiling: asked.append(tiling) or (zeros, zeros))
     needed = 96 * 64 * 2800
     for tiling, available in (("auto", 2 * needed), ("auto", needed), ("on", 2 * needed), ("off", needed)):
         monkeypatch.setattr(pipe, "vae_tiling", tiling)
