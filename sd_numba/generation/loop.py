@@ -1,54 +1,51 @@
-"""The loop: from noise to clean latents, call by call of the UNet.
+"""The loop: from noise to clean latents, one call of the UNet after another.
 
-Latents of pictures to start from, masks, guidance and what makes it cheaper all meet here. The loop yields a `Step`
-after each call, whose ``state`` is all that the rest of the run depends on.
+A `Run` is one pass of the sampler. It makes the first latents, asks the network and takes the sampler's steps; all that
+steers the network is in the chain of `sd_numba.generation.guides`. The loop yields a `Step` after each call, whose
+``state`` is all that the rest of the run depends on.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..networks.unet import EncodedContext, FeatureCache
 from ..pictures.arrays import latent_masks
-from ..prompts.encoding import encode_prompts, prompt_schedule
 from ..samplers import Plan
 from ..samplers.noise import Noise, draw, restore_noise
+from .guidance import Group, Prompts
+from .guides import Call, Guide, Start, guides_of
 from .model import ModelParts
-from .request import Pass, Request
+from .request import Request
 
-log = logging.getLogger(__name__)
-
-PASS_PIXELS = 64 * 64  # latent pixels, over all images, that go through the UNet in one pass if more than one image
+PASS_PIXELS = 64 * 64  # latent pixels of all images in one call of the UNet, if it has more than one image
 LAST = 1 << 30  # later than any step
-CONTEXTS = 8  # that are kept, of a group of pictures whose prompts change from step to step
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one call of the network brought.
+    """The result of one call of the network.
 
     Attributes
     ----------
     index, total : int
-        Number of this call, from 0, and of all calls. Some samplers make more than one call a step.
+        Number of this call, from 0, and how many calls there are. Some samplers make more than one call for each step.
     timestep : float
-        Where on the schedule the network was asked.
+        Timestep of the call.
     latents : ndarray
-        Float32 ``(b, 4, h, w)`` after the call; those of the last step are the result.
+        Float32 ``(b, 4, h, w)`` after the call; the last step's are the result.
     seconds : float
-        Time that the call took.
+        Duration of the call.
     denoised : ndarray
-        Float32 ``(b, 4, h, w)``: the clean latents that the network saw in the noise, for previews.
+        Float32 ``(b, 4, h, w)``: the network's current estimate of the clean latents, for previews.
     state : mapping
-        All that the rest of the run depends on, for `sd_numba.generation.state.save_state`: with it and the same
-        arguments ``generate`` goes on after this call. Arrays in it are not to be changed.
+        Everything that the rest of the run depends on, for `sd_numba.generation.state.save_state`: with it and the same
+        arguments, ``generate`` continues after this call. Do not change the arrays in it.
     """
 
     index: int
@@ -61,20 +58,42 @@ class Step:
 
 
 def sample(
-    parts: ModelParts, request: Request, state: Mapping[str, Any] | None = None
+    model: ModelParts, request: Request, state: Mapping[str, Any] | None = None, *, guides: Sequence[Guide] = ()
 ) -> Generator[Step, np.ndarray | None, None]:
-    """Run a request, or the rest of it after a `state`; latents that are sent take the place of those of the step."""
+    """Run a request.
+
+    Parameters
+    ----------
+    model : ModelParts
+    request : Request
+    state : mapping, optional
+        That of a `Step` of the same request, to go on after it.
+    guides : sequence of Guide
+        Guides that follow those of the request, nearest to the network.
+
+    Yields
+    ------
+    Step
+        Latents that are sent replace those of the step.
+
+    Raises
+    ------
+    InputError
+        The state belongs to another run.
+    ModelError
+        The latents became NaN or infinite.
+    """
     plans = [request.sampler.plan(one.steps) for one in request.passes]
     total = sum(len(plan) - one.start for plan, one in zip(plans, request.passes, strict=True))
-    prompts = Prompts(parts, request)
+    prompts = Prompts(model, request)
     done, latents = 0, None
     for number, (one, plan) in enumerate(zip(request.passes, plans, strict=True)):
         if state is not None and number < state["pass"]:
             done += len(plan) - one.start
-            # of no use but that chance is drawn as if the pass before had been made
-            latents = np.zeros((len(request.seeds), *parts.latent_shape(one.height, one.width)), np.float32)
+            # Placeholders: they keep the random draws in the order of an uninterrupted run.
+            latents = np.zeros((len(request.seeds), *model.latent_shape(one.height, one.width)), np.float32)
             continue
-        run = Run(parts, request, number, plan, prompts, latents)
+        run = Run(model, request, number, plan, prompts, latents, guides)
         if state is not None and number == state["pass"]:
             run.restore(state)
         while run.call < len(plan):
@@ -82,7 +101,7 @@ def sample(
             timestep = float(plan.timesteps[run.call])
             denoised = run.advance()
             if run.call == len(plan):
-                parts.release("unet")  # what decoding needs at most then does not come on top of its pages
+                model.release("unet")  # so that its pages do not add to the peak of decoding
             seconds = time.perf_counter() - start
             index = done + run.call - one.start - 1
             sent = yield Step(index, total, timestep, run.x, seconds, denoised, run.state())
@@ -97,97 +116,118 @@ class Run:
 
     Parameters
     ----------
+    model : ModelParts
+    request : Request
     number : int
-        Of the pass.
+        Number of the pass, from 0.
+    plan : Plan
+        The sampler's calls.
+    prompts : Prompts
     latents : ndarray, optional
         Of the pass before, to be refined at this one's size.
+    guides : sequence of Guide
+        Guides that follow those of the request.
     """
 
     def __init__(
-        self, parts: ModelParts, request: Request, number: int, plan: Plan, prompts: Prompts, latents: np.ndarray | None
+        self,
+        model: ModelParts,
+        request: Request,
+        number: int,
+        plan: Plan,
+        prompts: Prompts,
+        latents: np.ndarray | None,
+        guides: Sequence[Guide],
     ) -> None:
-        one = request.passes[number]
-        self.parts, self.request, self.plan, self.number, self.call = parts, request, plan, number, one.start
-        self.shape = parts.latent_shape(one.height, one.width)
+        self.model, self.request, self.plan, self.number, self.prompts = model, request, plan, number, prompts
+        self.call, self.history = request.passes[number].start, None
+        self.shape = model.latent_shape(request.passes[number].height, request.passes[number].width)
         self.sources: Sequence[Noise] = request.sources()
-        self.groups = list(_groups(parts, request, prompts, self.shape))
-        self.history: Any = None
-        self._start(one, latents)
+        self.pictures = _groups(len(request.prompts), self.shape)
+        self.groups = [Group(model, prompts) for _ in self.pictures]
+        self.guides = [*guides_of(model, request), *guides]
+        start = self._start(latents)
+        for guide in self.guides:
+            guide.prepare(start)
 
     def _normal(self) -> np.ndarray:
         return draw(self.sources, len(self.request.prompts), self.shape)
 
-    def _start(self, one: Pass, latents: np.ndarray | None) -> None:
-        """Make the first latents; the draws of chance come in the order of diffusers' pipelines."""
-        request, sampler = self.request, self.request.sampler
+    def _start(self, latents: np.ndarray | None) -> Start:
+        """Make the first latents; random numbers are drawn in the order of diffusers' pipelines."""
+        model, request, plan = self.model, self.request, self.plan
         masks = None if request.masks is None else latent_masks(request.masks, *self.shape[1:])
         clean = None if latents is None else enlarge(latents, *self.shape[1:])
-        if request.pictures is not None and not (self.parts.paints_in and request.whole):
-            clean = self.parts.encode(2 * request.pictures - 1, self.sources)
+        if request.pictures is not None and not (model.paints_in and request.whole):
+            clean = model.encode(2 * request.pictures - 1, self.sources)
         first = request.latents if clean is None else None
-        self.noise = self._normal() if first is None else first
+        noise = self._normal() if first is None else first
         if clean is None or (request.whole and latents is None):
-            self.x = (self.noise * self.plan.init_noise_sigma).astype(np.float32)
+            self.x = (noise * plan.init_noise_sigma).astype(np.float32)
         else:
-            self.x = sampler.noised(clean, self.noise, self.plan, one.start)
-        self.extra: np.ndarray | None = None
-        self.kept: tuple[np.ndarray, np.ndarray] | None = None
-        if self.parts.paints_in:
-            self.extra = self._inpainting_input(masks)
-        elif masks is not None and clean is not None:
-            self.kept = clean, masks
-            if self.parts.vae.draws_noise:
-                # diffusers encodes the picture around the mask here too, though it has no use for it
-                draw(self.sources, max(len(clean), len(masks)), self.shape)
-
-    def _inpainting_input(self, masks: np.ndarray | None) -> np.ndarray:
-        """Return what a UNet for inpainting sees beside the latents: the mask, and latents of the picture around it.
-
-        Without a picture or a mask all of it is to be painted, and the picture is grey.
-        """
-        b, (_, h, w), factor = len(self.request.prompts), self.shape, self.parts.vae.factor
-        if self.request.pictures is None or self.request.masks is None or masks is None:
-            masks = np.ones((b, 1, h, w), np.float32)
-            around = np.zeros((b, h * factor, w * factor, 3), np.float32)
-        else:
-            around = (2 * self.request.pictures - 1) * (self.request.masks[..., None] < 0.5)
-        given = masks, self.parts.encode(around, self.sources)
-        return np.concatenate([np.broadcast_to(values, (b, *values.shape[1:])) for values in given], axis=1)
+            self.x = request.sampler.noised(clean, noise, plan, self.call)
+        return Start(
+            model, request, self.number, plan, self.prompts, self.shape, self.pictures, self.sources, noise, clean,
+            masks,
+        )  # fmt: skip
 
     def advance(self) -> np.ndarray:
-        """Make one call and what follows from it; returns the clean latents that the network saw."""
+        """Make one call and take the sampler's step; returns the network's estimate of the clean latents."""
         sampler, plan, call = self.request.sampler, self.plan, self.call
-        seen = sampler.scale_model_input(self.x, plan, call)
-        if self.extra is not None:
-            seen = np.concatenate([seen, self.extra], axis=1)
-        timestep, share = float(plan.timesteps[call]), call / len(plan)
-        # Prompts that change are done with it when a second pass begins.
-        step = call * plan.num_steps // len(plan) + 1 if self.number == 0 else LAST
-        predicted = np.concatenate([group.predict(seen, timestep, step, share) for group in self.groups])
+        shown = sampler.scale_model_input(self.x, plan, call)
+        predicted = np.concatenate([self._predict(group, shown) for group in range(len(self.groups))])
         denoised = sampler.denoised(predicted, self.x, plan, call)
         x, self.history = sampler.step(predicted, self.x, plan, call, self.history, self._normal)
         if not np.isfinite(x).all():
-            raise self.parts.not_finite(f"step {call + 1} of {len(plan)}")
+            raise self.model.not_finite(f"step {call + 1} of {len(plan)}")
         self.call += 1
-        if self.kept is not None:
-            clean, masks = self.kept
-            x = (1 - masks) * sampler.noised(clean, self.noise, plan, self.call) + masks * x
+        for guide in self.guides:
+            x = guide.after_step(x, self.call)
         self.x = x
         return denoised
 
+    def _predict(self, group: int, shown: np.ndarray) -> np.ndarray:
+        """Return the guided prediction for a group's pictures, of the scaled latents of the whole batch."""
+        request, plan, pictures = self.request, self.plan, self.pictures[group]
+        # Prompts that change over the steps have reached their last text when a second pass begins.
+        step = self.call * plan.num_steps // len(plan) + 1 if self.number == 0 else LAST
+        call = Call(
+            index=self.call,
+            share=self.call / len(plan),
+            step=step,
+            timestep=float(plan.timesteps[self.call]),
+            group=group,
+            pictures=pictures,
+            sample=shown[pictures],
+            texts=[self.prompts.at(text, step) for text in request.prompts[pictures]],
+            scale=request.scale,
+        )
+        for guide in self.guides:
+            guide.before_unet(call)
+        output = self.groups[group].ask(call.sample, call.timestep, call.texts, call.arguments)
+        for guide in reversed(self.guides):
+            output = guide.after_unet(call, output)
+        return output
+
     def state(self) -> dict[str, Any]:
-        """Return what the rest depends on, but for what follows from the request."""
+        """Return everything needed to resume that the request does not already determine."""
         return {
             "pass": self.number,
             "call": self.call,
             "x": self.x,
             "history": self.history,
             "noise": [source.state() for source in self.sources],
-            "caches": [group.state() for group in self.groups],
+            **{guide.key: guide.state() for guide in self.guides if guide.key},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was."""
+        """Resume from the state of another run.
+
+        Raises
+        ------
+        InputError
+            That run had another size, other steps, or other guides.
+        """
         found, last = np.shape(state["x"]), len(self.plan)
         if found != self.x.shape or not self.call <= state["call"] <= last:
             raise InputError(
@@ -196,100 +236,17 @@ class Run:
             )
         self.call, self.x, self.history = state["call"], state["x"], state["history"]
         self.sources = [restore_noise(values) for values in state["noise"]]
-        for group, values in zip(self.groups, state["caches"], strict=True):
-            group.restore(values)
+        for guide in self.guides:
+            if guide.key and guide.key not in state:
+                raise InputError(f"state: it has no {guide.key}; it is that of another run")
+            if guide.key:
+                guide.restore(state[guide.key])
 
 
-class Prompts:
-    """The prompts of a request over the steps, encoded."""
-
-    def __init__(self, parts: ModelParts, request: Request) -> None:
-        steps = request.passes[0].steps
-        self.schedules: dict[str, list[tuple[int, str]]] = {}
-        for text in {*request.prompts, *(request.negatives if request.scale > 1 else ())}:
-            plain = request.syntax == "plain"
-            self.schedules[text] = [(steps, text)] if plain else prompt_schedule(text, steps)
-            if plain and (cut := parts.tokenizer.truncated(text)):
-                log.warning("prompt: longer than %d tokens; this is cut off: %r", parts.tokenizer.max_length - 2, cut)
-        texts = sorted({text for schedule in self.schedules.values() for _, text in schedule})
-        self.encoded = encode_prompts(
-            parts.tokenizer, parts.text_encoder, texts, syntax=request.syntax, clip_skip=request.clip_skip
-        )
-        parts.release("text_encoder")
-        if not all(np.isfinite(vectors).all() for vectors in self.encoded.values()):
-            raise parts.not_finite("the text encoder")
-
-    def at(self, text: str, step: int) -> str:
-        """Return what a prompt says at a step, from 1; the last text holds for all that come later."""
-        schedule = self.schedules[text]
-        return next((now for last, now in schedule if step <= last), schedule[-1][1])
-
-
-class Group:
-    """Pictures that go through the UNet together, guided away from the negative prompts, towards the prompts."""
-
-    def __init__(self, parts: ModelParts, request: Request, prompts: Prompts, part: slice) -> None:
-        self.parts, self.request, self.prompts, self.part = parts, request, prompts, part
-        self.contexts: dict[tuple[str, ...], EncodedContext] = {}
-        self.caches: dict[tuple[bool, tuple[int, ...]], FeatureCache] = {}
-
-    def predict(self, seen: np.ndarray, timestep: float, step: int, share: float) -> np.ndarray:
-        """Ask the UNet about the group's part of ``seen``, what the sampler shows, at a share of all calls."""
-        x, request = seen[self.part], self.request
-        first, last = request.guided
-        guided = request.scale > 1 and first <= share < last
-        texts = [*(request.negatives[self.part] if guided else ()), *request.prompts[self.part]]
-        output = self._ask(x, timestep, [self.prompts.at(text, step) for text in texts], guided)
-        if not guided:
-            return output
-        away, towards = np.split(output, 2)
-        return away + np.float32(request.scale) * (towards - away)
-
-    def _ask(self, x: np.ndarray, timestep: float, texts: list[str], guided: bool) -> np.ndarray:
-        """Return the UNet's answer for each text, with the samples repeated; texts of one length are asked together."""
-        lengths = [len(self.prompts.encoded[text]) for text in texts]
-        outputs: list[np.ndarray] = [x] * len(texts)
-        for length in sorted(set(lengths)):
-            rows = tuple(row for row, one in enumerate(lengths) if one == length)
-            context = self._context(tuple(texts[row] for row in rows))
-            sample = x if len(rows) == len(texts) else x[[row % len(x) for row in rows]]
-            answers = self.parts.unet(
-                sample, timestep, context, cache=self._cache(guided, rows), merge=self.request.merged
-            )
-            for row, answer in zip(rows, answers, strict=True):
-                outputs[row] = answer
-        return np.stack(outputs)
-
-    def _context(self, texts: tuple[str, ...]) -> EncodedContext:
-        if texts not in self.contexts:
-            if len(self.contexts) == CONTEXTS:
-                del self.contexts[next(iter(self.contexts))]
-            vectors = np.stack([self.prompts.encoded[text] for text in texts])
-            self.contexts[texts] = self.parts.unet.encode_context(vectors)
-        return self.contexts[texts]
-
-    def _cache(self, guided: bool, rows: tuple[int, ...]) -> FeatureCache | None:
-        """Return that of these rows, which stand for other texts where there is no guidance."""
-        if self.request.cache_interval == 1:
-            return None
-        return self.caches.setdefault((guided, rows), FeatureCache(self.request.cache_interval))
-
-    def state(self) -> list[Any]:
-        """Return what the caches hold."""
-        return [(key, cache.features, cache.calls) for key, cache in self.caches.items()]
-
-    def restore(self, state: Sequence[Any]) -> None:
-        """Let the caches hold what those of another run held."""
-        for key, features, calls in state:
-            cache = FeatureCache(self.request.cache_interval)
-            cache.features, cache.calls = features, calls
-            self.caches[key] = cache
-
-
-def _groups(parts: ModelParts, request: Request, prompts: Prompts, shape: tuple[int, int, int]) -> Iterator[Group]:
-    count, size = len(request.prompts), max(1, PASS_PIXELS // (shape[1] * shape[2]))
-    for first in range(0, count, size):
-        yield Group(parts, request, prompts, slice(first, min(first + size, count)))
+def _groups(count: int, shape: tuple[int, int, int]) -> list[slice]:
+    """Split a batch of pictures whose latents have this shape into groups that go through the network together."""
+    size = max(1, PASS_PIXELS // (shape[1] * shape[2]))
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def enlarge(latents: np.ndarray, h: int, w: int) -> np.ndarray:

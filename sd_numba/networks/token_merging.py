@@ -25,12 +25,12 @@ MOST = 1 - 1 / CELL**2  # of the tokens can be merged: all but the destinations
 SCORES = 1 << 22  # similarities that are in memory at once, about
 
 
-def check_ratio(merge: float) -> float:
+def check_ratio(tome: float) -> float:
     """Return the share of tokens to merge; raise InputError unless it is a number from 0 to 0.75."""
-    number = isinstance(merge, (int, float, np.integer, np.floating)) and not isinstance(merge, bool)
-    if not number or not 0 <= merge <= MOST:
-        raise InputError(f"merge: found {merge!r:.80}, expected a share of the tokens from 0 to {MOST}, usually 0.5")
-    return float(merge)
+    number = isinstance(tome, (int, float, np.integer, np.floating)) and not isinstance(tome, bool)
+    if not number or not 0 <= tome <= MOST:
+        raise InputError(f"tome: found {tome!r:.80}, expected a share of the tokens from 0 to {MOST}, usually 0.5")
+    return float(tome)
 
 
 @lru_cache(maxsize=8)

@@ -18,15 +18,15 @@ import numpy as np
 from .. import kernels
 from ..errors import InputError
 from .deepcache import FeatureCache
-from .layers import Conv2d, GroupNorm, Linear, Padding, Parts, WeightSource, to_nchw, to_nhwc
+from .layers import Conv2d, GroupNorm, Linear, WeightSource, to_nchw, to_nhwc
 from .token_merging import TokenMerging, check_ratio
-from .unet_blocks import EncodedContext, Merging, Transformer, repeat
+from .unet_blocks import DownBlock, EncodedContext, MidBlock, Tome, UpBlock, repeat
 from .unet_config import UNetConfig
 
 __all__ = ["EncodedContext", "FeatureCache", "UNet", "UNetConfig", "timestep_embedding"]
 
 LONGEST_PERIOD = 10000  # of the timestep's sinusoids, in units of 2 pi
-ALL, ALL_BUT_LAST, LAST = slice(None), slice(-1), slice(-1, None)  # residual blocks of a level
+ALL_BUT_LAST, LAST = slice(-1), slice(-1, None)  # residual blocks of a level
 
 
 def timestep_embedding(timesteps: np.ndarray, c: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
@@ -58,143 +58,6 @@ class TimestepEmbedding:
     def __call__(self, waves: np.ndarray) -> np.ndarray:
         """Give ``(n, c_time)`` for sinusoids ``(n, c)``, with the SiLU on it that every user of it starts with."""
         return self.linear_2(self.linear_1(waves))
-
-
-class ResnetBlock:
-    """Two convolutions around a shortcut; the timestep enters as a bias of the first one, image by image."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c_in: int, c_out: int, config: UNetConfig) -> None:
-        groups, eps = config.norm_num_groups, config.norm_eps
-        self.norm1 = GroupNorm(weights, f"{prefix}.norm1", groups, c_in, eps, silu=True)
-        self.conv1 = Conv2d(weights, f"{prefix}.conv1", c_in, c_out)
-        self.time_emb_proj = Linear(
-            weights, f"{prefix}.time_emb_proj", config.time_embedding_dim, c_out, coarsest="f32"
-        )
-        self.norm2 = GroupNorm(weights, f"{prefix}.norm2", groups, c_out, eps, silu=True)
-        self.conv2 = Conv2d(weights, f"{prefix}.conv2", c_out, c_out)
-        self.conv_shortcut = None
-        if c_in != c_out:  # bytes would lose most here: no norm has made the channels alike
-            self.conv_shortcut = Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True, coarsest="bf16")
-
-    def __call__(self, x: Parts, time: np.ndarray) -> np.ndarray:
-        """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)`` and ``time (n, c_time)``; ``x`` stays as it is."""
-        normed = self.norm1(x)
-        h = self.conv1(normed, bias=self.time_emb_proj(time) + self.conv1.bias)
-        h = self.norm2(h, out=h)
-        if self.conv_shortcut is not None:
-            residual = self.conv_shortcut(x)
-        else:
-            residual = normed  # no longer needed, and of the right size
-            residual[...] = x
-        return self.conv2(h, out=residual, accumulate=True)
-
-
-class Downsample:
-    """Convolution of stride 2."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c: int, padding: int) -> None:
-        sides: Padding = 1 if padding else ((0, 1), (0, 1))  # without padding, one row and column at the far ends
-        self.conv = Conv2d(weights, f"{prefix}.conv", c, c, stride=2, padding=sides)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, h', w', c)``, half the size, for ``x (n, h, w, c)``."""
-        return self.conv(x)
-
-
-class Upsample:
-    """Enlargement by nearest neighbour, then a convolution."""
-
-    def __init__(self, weights: WeightSource, prefix: str, c: int) -> None:
-        self.conv = Conv2d(weights, f"{prefix}.conv", c, c)
-
-    def __call__(self, x: np.ndarray, h: int, w: int) -> np.ndarray:
-        """Enlarge ``x`` to ``(n, h, w, c)``: twice its size, or one more or less where a level had an odd size."""
-        h_in, w_in = x.shape[1:3]
-        if (h, w) == (2 * h_in, 2 * w_in):
-            return self.conv(x, upsample=True)
-        rows, cols = np.arange(h) * h_in // h, np.arange(w) * w_in // w
-        return self.conv(np.ascontiguousarray(x[:, rows[:, None], cols]))
-
-
-class DownBlock:
-    """One level on the way down: residual blocks, each with a transformer if the block's type has attention."""
-
-    def __init__(self, weights: WeightSource, prefix: str, level: int, config: UNetConfig) -> None:
-        channels, layers = config.block_out_channels, config.layers_per_block[level]
-        c_in, c = channels[max(level - 1, 0)], channels[level]
-        self.resnets = [
-            ResnetBlock(weights, f"{prefix}.resnets.{i}", c if i else c_in, c, config) for i in range(layers)
-        ]
-        crossed = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = [
-            Transformer(weights, f"{prefix}.attentions.{i}", level, config) if crossed else None for i in range(layers)
-        ]
-        self.downsample = None
-        if level < len(channels) - 1:
-            self.downsample = Downsample(weights, f"{prefix}.downsamplers.0", c, config.downsample_padding)
-
-    def __call__(
-        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], merging: Merging
-    ) -> np.ndarray:
-        """Give the level's output; every feature map on the way is appended to ``skips``."""
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = resnet(x, time[: len(x)])
-            if attention is not None:
-                x = attention(x, context, merging)
-            skips.append(x)
-        if self.downsample is not None:
-            x = self.downsample(x)
-            skips.append(x)
-        return x
-
-
-class MidBlock:
-    """Residual block, transformer, residual block at the smallest size."""
-
-    def __init__(self, weights: WeightSource, prefix: str, config: UNetConfig) -> None:
-        c, last = config.block_out_channels[-1], len(config.block_out_channels) - 1
-        self.resnets = [ResnetBlock(weights, f"{prefix}.resnets.{i}", c, c, config) for i in range(2)]
-        self.attention = Transformer(weights, f"{prefix}.attentions.0", last, config)
-
-    def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, merging: Merging) -> np.ndarray:
-        """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``."""
-        x = self.attention(self.resnets[0](x, time), context, merging)
-        return self.resnets[1](x, time)
-
-
-class UpBlock:
-    """One level on the way up, with one residual block more than on the way down; each reads one of the skips."""
-
-    def __init__(self, weights: WeightSource, prefix: str, index: int, config: UNetConfig) -> None:
-        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
-        level, layers = last - index, config.layers_per_block[last - index] + 1
-        c, c_in, c_down = channels[level], channels[min(level + 1, last)], channels[max(level - 1, 0)]
-        widths = [(c if i else c_in) + (c if i < layers - 1 else c_down) for i in range(layers)]
-        self.resnets = [ResnetBlock(weights, f"{prefix}.resnets.{i}", widths[i], c, config) for i in range(layers)]
-        crossed = config.up_block_types[index] == "CrossAttnUpBlock2D"
-        self.attentions = [
-            Transformer(weights, f"{prefix}.attentions.{i}", level, config) if crossed else None for i in range(layers)
-        ]
-        self.upsample = Upsample(weights, f"{prefix}.upsamplers.0", c) if level else None
-
-    def __call__(
-        self,
-        x: np.ndarray,
-        time: np.ndarray,
-        context: EncodedContext,
-        skips: list[np.ndarray],
-        merging: Merging,
-        part: slice = ALL,
-    ) -> np.ndarray:
-        """Give the level's output, as large as the next of the ``skips``, which are taken from the end.
-
-        Or what a part of its residual blocks makes of ``x``; then it is not enlarged.
-        """
-        for resnet, attention in zip(self.resnets[part], self.attentions[part], strict=True):
-            x = resnet((x, skips.pop()), time)
-            if attention is not None:
-                x = attention(x, context, merging)
-        return x if self.upsample is None else self.upsample(x, *skips[-1].shape[1:3])
 
 
 class UNet:
@@ -252,7 +115,7 @@ class UNet:
         context: np.ndarray | EncodedContext,
         *,
         cache: FeatureCache | None = None,
-        merge: float = 0.0,
+        tome: float = 0.0,
     ) -> np.ndarray:
         """Predict the noise (or the velocity) in ``sample``.
 
@@ -267,7 +130,7 @@ class UNet:
             guidance, the samples are repeated, and what comes before they meet the text is computed once.
         cache : FeatureCache, optional
             Lets calls of one run share most of their work; each group of pictures in a run needs one of its own.
-        merge : float
+        tome : float
             Share of the tokens, from 0 to 0.75, that self-attention at the highest resolution which has attention
             merges with others.
 
@@ -280,7 +143,7 @@ class UNet:
         InputError
             A shape does not fit, or the share is none.
         """
-        ratio = check_ratio(merge)
+        merge_ratio = check_ratio(tome)
         x = self._checked(sample)
         if not isinstance(context, EncodedContext):
             context = self.encode_context(context)
@@ -288,34 +151,35 @@ class UNet:
             raise InputError(f"context: found a batch of {context.batch}, expected {len(x)} as in the sample, or twice")
         with kernels.reuse():
             time = repeat(self._embed(timestep, len(x)), context.batch)
-            merging = TokenMerging(ratio, abs(round(float(np.ravel(timestep)[0])))) if ratio else None
+            seed = abs(round(float(np.ravel(timestep)[0])))
+            merging = TokenMerging(merge_ratio, seed) if merge_ratio else None
             return self._predict(x, time, context, cache, merging)
 
     def _predict(
-        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, cache: FeatureCache | None, merging: Merging
+        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, cache: FeatureCache | None, tome: Tome
     ) -> np.ndarray:
         x = self.conv_in(x)
         skips = [repeat(x, context.batch)]
         features = None if cache is None else cache.recall(skips[0].shape)
         if features is None:
-            features = self._deepen(x, time, context, skips, merging)
-        x = self.up_blocks[-1](features, time, context, skips, merging, LAST)
+            features = self._deepen(x, time, context, skips, tome)
+        x = self.up_blocks[-1](features, time, context, skips, tome, LAST)
         if cache is not None:
             cache.keep(features)
         return to_nchw(self.conv_out(self.conv_norm_out(x, out=x)))
 
     def _deepen(
-        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], merging: Merging
+        self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], tome: Tome
     ) -> np.ndarray:
         """Give what enters the last residual block for ``x``, the result of the first convolution."""
         if self.down_blocks[0].attentions[0] is None:
             x = skips[0]
         for down in self.down_blocks:
-            x = down(x, time, context, skips, merging)
-        x = self.mid_block(x, time, context, merging)
+            x = down(x, time, context, skips, tome)
+        x = self.mid_block(x, time, context, tome)
         for up in self.up_blocks[:-1]:
-            x = up(x, time, context, skips, merging)
-        return self.up_blocks[-1](x, time, context, skips, merging, ALL_BUT_LAST)
+            x = up(x, time, context, skips, tome)
+        return self.up_blocks[-1](x, time, context, skips, tome, ALL_BUT_LAST)
 
     def _checked(self, sample: np.ndarray) -> np.ndarray:
         x = to_nhwc(sample, self.config.in_channels, "sample")

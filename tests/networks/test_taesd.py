@@ -15,6 +15,7 @@ from sd_numba.checkpoints.opening import embedded_model_path, open_taesd
 from sd_numba.checkpoints.weights import ShapeRecorder
 from sd_numba.errors import InputError, ModelError
 from sd_numba.networks import taesd
+from sd_numba.networks.autoencoder import Autoencoder
 from sd_numba.networks.taesd import TinyVae, TinyVaeConfig
 from tests.golden.cases import CASES, TINY
 from tests.golden.compare import check, golden
@@ -62,6 +63,20 @@ def test_decode_golden(network):
 
 def test_encode_golden(network):
     check(network.encode(TINY.image()), golden(TINY.path)["encode"], TOLERANCE, "encode")
+
+
+def test_it_takes_the_place_of_the_other_autoencoder(network):
+    """By the members of `Autoencoder`, which the code around them asks for."""
+    full = StableDiffusionPipeline.open().vae
+    members = {"config", "decode", "encode_distribution", "bytes_per_pixel", *Autoencoder.__annotations__}
+    for vae in (network, full):
+        assert not [name for name in members if not hasattr(vae, name)]
+    mean, std = network.encode_distribution(TINY.image(), tiling=True)
+    assert std is None and not network.draws_noise and full.draws_noise
+    np.testing.assert_array_equal(mean, network.encode(TINY.image()))
+    np.testing.assert_array_equal(network.decode(TINY.latents(), tiling=True), network.decode(TINY.latents()))
+    costs = [vae.bytes_per_pixel(tiling=tiling) for vae in (network, full) for tiling in (True, False)]
+    assert costs == [400, 400, 1200, 2800]
 
 
 def test_inputs_stay_as_they_are(network):

@@ -92,10 +92,12 @@ def test_equal_and_empty_tokens():
 
 @pytest.mark.parametrize("ratio", [-0.1, 0.76, float("nan"), "0.5", None, True])
 def test_shares_that_are_none(ratio):
-    with pytest.raises(InputError, match=r"expected a share of the tokens from 0 to 0\.75, usually 0\.5"):
+    with pytest.raises(
+        InputError, match=r"tome: found .*, expected a share of the tokens from 0 to 0\.75, usually 0\.5"
+    ):
         check_ratio(ratio)
-    with pytest.raises(InputError, match="expected a share"):
-        unet(SD1)(SD1.sample(), 5, SD1.context(), merge=ratio)
+    with pytest.raises(InputError, match=r"tome: found .*, expected a share"):
+        unet(SD1)(SD1.sample(), 5, SD1.context(), tome=ratio)
 
 
 # ---- in the UNet
@@ -104,8 +106,8 @@ def test_shares_that_are_none(ratio):
 def test_nothing_merged_is_nothing_changed():
     network = unet(SD1)
     expected = network(SD1.sample(), 500, SD1.context())
-    np.testing.assert_array_equal(network(SD1.sample(), 500, SD1.context(), merge=0), expected)
-    near, far = (network(SD1.sample(), 500, SD1.context(), merge=ratio) for ratio in (0.1, 0.75))
+    np.testing.assert_array_equal(network(SD1.sample(), 500, SD1.context(), tome=0), expected)
+    near, far = (network(SD1.sample(), 500, SD1.context(), tome=ratio) for ratio in (0.1, 0.75))
     scale = np.linalg.norm(expected)
     assert 0 < np.linalg.norm(near - expected) < np.linalg.norm(far - expected) < 0.5 * scale
 
@@ -115,12 +117,12 @@ def test_any_size_and_number_of_threads(h, w):
     network, rng = unet(SD1), np.random.default_rng(0)
     sample = rng.standard_normal((2, 4, h, w)).astype(np.float32)
     context = np.repeat(SD1.context()[:1], 2, axis=0)
-    found = network(sample, 500.5, context, merge=0.5)
+    found = network(sample, 500.5, context, tome=0.5)
     kernels.set_threads(1)
     try:
-        np.testing.assert_array_equal(network(sample, 500.5, context, merge=0.5), found)
+        np.testing.assert_array_equal(network(sample, 500.5, context, tome=0.5), found)
         for i in range(2):
-            alone = network(sample[i : i + 1], 500.5, context[:1], merge=0.5)
+            alone = network(sample[i : i + 1], 500.5, context[:1], tome=0.5)
             np.testing.assert_array_equal(alone[0], found[i])
     finally:
         kernels.set_threads(0)
@@ -136,10 +138,10 @@ def test_destinations_follow_from_the_first_timestep_rounded(monkeypatch):
     monkeypatch.setattr(TokenMerging, "group", spy)
     sample, context = np.zeros((2, 4, 8, 8), np.float32), np.repeat(SD1.context()[:1], 2, axis=0)
     for timestep, seed in ((500, 500), (499.7, 500), (np.float32(0.3), 0), (np.array([7.0, 900.0]), 7), (-3.0, 3)):
-        network(sample, timestep, context, merge=0.5)
+        network(sample, timestep, context, tome=0.5)
         assert set(seeds) == {seed}
         seeds.clear()
-    network(sample, 500, context, merge=0)
+    network(sample, 500, context, tome=0)
     assert not seeds
 
 
@@ -149,9 +151,9 @@ def test_only_the_finest_maps_with_attention_are_merged(case, monkeypatch):
     network, met, merged, group = unet(case), [], [], TokenMerging.group
     call = Transformer.__call__
 
-    def see(self, x, context, merging):
+    def see(self, x, context, tome):
         met.append(x.shape[1:3])
-        return call(self, x, context, merging)
+        return call(self, x, context, tome)
 
     def spy(self, x, h, w):
         merged.append((h, w))
@@ -159,7 +161,7 @@ def test_only_the_finest_maps_with_attention_are_merged(case, monkeypatch):
 
     monkeypatch.setattr(Transformer, "__call__", see)
     monkeypatch.setattr(TokenMerging, "group", spy)
-    network(case.sample(), 500, case.context(), merge=0.5)
+    network(case.sample(), 500, case.context(), tome=0.5)
     blocks = case.unet.get("transformer_layers_per_block", 1)
     assert len(set(met)) > 1 and set(merged) == {max(met)}
     if blocks == 1:

@@ -129,7 +129,7 @@ def test_bad_shapes(sample, context, message):
 @pytest.mark.parametrize("timestep", [np.array([1, 2]), np.array([]), float("nan"), float("inf")])
 def test_bad_timestep(timestep):
     with pytest.raises(InputError, match="timestep"):
-        unet(SD1)(SD1.sample(), timestep, SD1.context(), merge=0.5)
+        unet(SD1)(SD1.sample(), timestep, SD1.context(), tome=0.5)
 
 
 @pytest.mark.parametrize(
