@@ -1,10 +1,10 @@
-"""DeepCache: most of the UNet's work is done in every n-th call, and what came of it is used again in between.
+"""DeepCache: most of the UNet is computed only in every n-th call; the calls in between reuse the result.
 
 Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free" (arXiv:2312.00858). From one step to the next the
 feature maps deep in a UNet change little. In the calls between, only the shallowest of its branches is computed: the
 first convolution, and the last residual block (and transformer) on the way up, which reads the result of the first
 convolution and the map of features that is kept here. This is branch 0 of the authors' ``DeepCacheSDHelper``, the one
-that diffusers documents; in their first code, branch 0 had one layer more on the way down and on the way up.
+that diffusers documents; in their first code, branch 0 had one more layer on the way down and on the way up.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ MAX_INTERVAL = 1000
 
 @dataclass
 class FeatureCache:
-    """What the UNet keeps from one call to the next, for one group of pictures in one run.
+    """Features that the UNet keeps from one call to the next, for one group of pictures in one run.
 
     Parameters
     ----------
     interval : int
-        Every so many calls compute the whole network, the first of them too; 1 means all.
+        Every ``interval``-th call, beginning with the first, computes the whole network; 1 means every call.
 
     Attributes
     ----------
     features : ndarray or None
-        Float32 ``(b, h, w, c)`` of the last whole call. With `calls`, all that must be kept to go on with a run.
+        Float32 ``(b, h, w, c)`` of the last whole call. These and `calls` are all that a resumed run needs.
     calls : int
-        How many there have been.
+        Number of calls so far.
 
     Raises
     ------
@@ -48,15 +48,15 @@ class FeatureCache:
         check_whole("cache interval", self.interval, 1, MAX_INTERVAL)
 
     def recall(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Give the features for the next call, or None if it has to compute the whole network.
+        """Return the features for the next call, or None if it has to compute the whole network.
 
-        It has to as well if they are of another shape, as when guidance starts or ends during a run.
+        It also has to if the features have another shape, as when guidance starts or ends during a run.
         """
         found = self.features
         return None if self.calls % self.interval == 0 or found is None or found.shape != shape else found
 
     def keep(self, features: np.ndarray) -> None:
-        """Count a call, which had these features; they are copied unless they are those of `recall`."""
+        """Count a call and keep its features; they are copied unless `recall` returned them."""
         if features is not self.features:
             self.features = features.copy()
         self.calls += 1

@@ -1,9 +1,9 @@
-"""The tiny autoencoder: pictures in a small part of the time, a little less sharp.
+"""The tiny autoencoder: much faster, slightly less sharp pictures.
 
 TAESD of Ollin Boer Bohan (https://github.com/madebyollin/taesd) is distilled from the autoencoder of Stable Diffusion
-and works on the same latents, as the sampler has them: scaled. Tensors are named as in diffusers' ``AutoencoderTiny``;
-the original files, one for each half, are numbered otherwise. Inside, activations are ``(n, h, w, c)``; blocks
-overwrite their input.
+and works on the same latents, scaled as samplers have them. Tensors are named as in diffusers' ``AutoencoderTiny``; the
+original files, one for the encoder and one for the decoder, number them differently. Inside, activations are
+``(n, h, w, c)``; blocks overwrite their input.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..errors import InputError
 from .autoencoder import RgbFactors
 from .layers import Conv2d, WeightSource, to_nchw, to_nhwc
 
-BAND = 16 << 20  # bytes of a feature map of the last level that are computed at a time
-PIXEL_BYTES = 400  # of anonymous memory that decoding takes for a pixel, measured
+BAND = 16 << 20  # bytes of the last level's feature map that are computed at a time
+PIXEL_BYTES = 400  # of anonymous memory that decoding takes for each pixel, measured
 
-# Features of other tiny autoencoders that would change the result: key -> the values that mean "not used".
+# Features of other tiny autoencoders that would change the result: key -> values that mean "not used".
 UNUSED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderTiny",),
     "act_fn": ("relu",),
@@ -38,7 +38,7 @@ UNUSED: dict[str, tuple[Any, ...]] = {
 class TinyVaeConfig:
     """Shape of the tiny autoencoder. Names and defaults are those of diffusers' ``AutoencoderTiny``.
 
-    Its ``latent_magnitude`` and ``latent_shift`` are for latents kept as bytes, and change nothing here.
+    Its ``latent_magnitude`` and ``latent_shift`` are for latents stored as bytes and have no effect here.
     """
 
     in_channels: int = 3
@@ -52,12 +52,12 @@ class TinyVaeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TinyVaeConfig:
-        """Read a parsed ``config.json``; keys that do not matter are ignored.
+        """Read a parsed ``config.json``; irrelevant keys are ignored.
 
         Raises
         ------
         ModelError
-            A value has the wrong type or is not supported.
+            A value has the wrong type or is unsupported.
         """
         read = ConfigReader(values, "taesd")
         for key, supported in UNUSED.items():
@@ -87,13 +87,13 @@ class TinyVaeConfig:
 
 
 class Block:
-    """Three convolutions beside a shortcut; ``prefix`` ends without ``.conv``."""
+    """Three convolutions with a shortcut around them; ``prefix`` excludes ``.conv``."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int) -> None:
         self.convs = [Conv2d(weights, f"{prefix}.conv.{i}", c, c, activation="relu") for i in (0, 2, 4)]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``relu(x + convs(x))`` for ``x (n, h, w, c)``, which is overwritten."""
+        """Return ``relu(x + convs(x))`` for ``x (n, h, w, c)``, which is overwritten."""
         first, second, last = self.convs
         return last(second(first(x)), out=x, accumulate=True)
 
@@ -120,17 +120,17 @@ def decoder_layers(weights: WeightSource, config: TinyVaeConfig) -> list[Layer]:
     """Latents ``(n, h, w, latent_channels)`` to picture ``(n, f * h, f * w, out_channels)`` in [0, 1]."""
     c = config.decoder_block_out_channels[0]
     layers: list[Layer] = [Conv2d(weights, "decoder.layers.0", config.latent_channels, c, activation="relu")]
-    number = 2  # the activation has one
+    number = 2  # the activation is number 1
     for level, blocks in enumerate(config.num_decoder_blocks):
         for _ in range(blocks):
             layers.append(Block(weights, f"decoder.layers.{number}", c))
             number += 1
         if level < len(config.num_decoder_blocks) - 1:
-            number += 1  # of the enlargement
+            number += 1  # the enlargement has a number too
             layers.append(partial(Conv2d(weights, f"decoder.layers.{number}", c, c, bias=False), upsample=True))
             number += 1
     last = Conv2d(weights, f"decoder.layers.{number}", c, config.out_channels)
-    return [*layers, partial(last, algorithm="winograd")]  # twice as fast as `auto` finds, for so few channels
+    return [*layers, partial(last, algorithm="winograd")]  # twice as fast as `auto` for so few channels
 
 
 class TinyVae:
@@ -139,13 +139,13 @@ class TinyVae:
     Parameters
     ----------
     weights : WeightSource
-        Tensors named as in diffusers; those of the encoder may be missing.
+        Tensors named as in diffusers; the encoder's may be missing.
     config : TinyVaeConfig
 
     Attributes
     ----------
     factor : int
-        How many times smaller than pictures latents are, on each side.
+        Ratio of a picture's side to its latents' side.
     """
 
     draws_noise, fast = False, True
@@ -195,14 +195,14 @@ class TinyVae:
     def _decode(self, x: np.ndarray, picture: np.ndarray) -> None:
         """Decode ``x (1, h, w, latent_channels)`` to ``picture (out_channels, f * h, f * w)`` in [0, 1].
 
-        The last level, where the work is, takes some rows at a time and on either side as many more as its convolutions
-        see: its activations are what fills memory.
+        The last level does most of the work, and its activations dominate memory use. So it is computed in bands of
+        rows, with as many extra rows on either side as its convolutions read.
         """
         blocks = self.config.num_decoder_blocks[-1]
-        whole = len(self.decoder) - blocks - 2  # but for the enlargement, the blocks, the last convolution
+        whole = len(self.decoder) - blocks - 2  # layers before the enlargement, the blocks, the last convolution
         for layer in self.decoder[:whole]:
             x = layer(x)
-        margin = (3 * blocks + 3) // 2  # a row for each of 3 * blocks + 2 convolutions, half as many before they are 2x
+        margin = (3 * blocks + 3) // 2  # each of 3 * blocks + 2 convolutions reads a row more, after the enlargement
         height = x.shape[1]
         step = max(1, BAND // (4 * x[:, 0].nbytes))
         for first in range(0, height, step):
@@ -225,12 +225,12 @@ class TinyVae:
         Returns
         -------
         float32 array ``(b, latent_channels, h / factor, w / factor)``, rounded up
-            Times ``config.scaling_factor``, which is 1, the latents that samplers work on.
+            The sampler's latents are these times ``config.scaling_factor``, which is 1.
 
         Raises
         ------
         InputError
-            ``image`` has another shape, or the weights are those of a decoder alone.
+            ``image`` has another shape, or the weights hold only a decoder.
         """
         if self.encoder is None:
             raise InputError("taesd: found a decoder without encoder, which cannot encode; open a file that holds both")

@@ -1,13 +1,13 @@
-"""Token merging: tokens that are nearly alike go through self-attention as one, their mean.
+"""Token merging: similar tokens go through self-attention as one token, their mean.
 
 Bolya and Hoffman, "Token Merging for Fast Stable Diffusion" (arXiv:2303.17604). One token of every 2 x 2 is a
-destination, chosen at random; each of the others looks for the destination most like it, by the cosine, and those that
-have found the best join it (bipartite soft matching, after Bolya et al., "Token Merging: Your ViT But Faster",
-arXiv:2210.09461). Afterwards each token gets what its group was given. Only self-attention at the highest resolution
-does so: that is where most of the tokens are, and its cost grows with the square of their number.
+destination, chosen at random. Each of the others is matched with the destination of the highest cosine similarity, and
+the best matches are merged (bipartite soft matching, after Bolya et al., "Token Merging: Your ViT But Faster",
+arXiv:2210.09461). Afterwards each token receives the result of its group. Only self-attention at the highest resolution
+merges tokens: it has the most of them, and its cost grows with the square of their number.
 
-The choice is the same for all images of a call, above all for both halves of guidance, and for all its blocks; it is
-another one at each timestep, and follows from that (rounded) and the size alone, so that a picture can be made again.
+All images and all blocks of a call share the destinations, and so do both halves of guidance. They change from timestep
+to timestep, but depend only on the rounded timestep and the size, so that pictures are reproducible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import InputError
 
 CELL = 2  # tokens on each side of a cell, which has one destination
 MOST = 1 - 1 / CELL**2  # of the tokens can be merged: all but the destinations
-SCORES = 1 << 22  # similarities that are in memory at once, about
+SCORES = 1 << 22  # approximate number of similarities in memory at once
 
 
 def check_ratio(tome: float) -> float:
@@ -35,12 +35,12 @@ def check_ratio(tome: float) -> float:
 
 @lru_cache(maxsize=8)
 def split_tokens(h: int, w: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give the indices of the tokens of a feature map that may be merged, and of the destinations, both ascending.
+    """Return the indices of a feature map's tokens that may be merged, and of its destinations, both ascending.
 
-    Every 2 x 2 cell has one destination. A last row or column without a partner has none.
+    Every 2 x 2 cell has one destination; the last row or column of an odd size has none.
     """
     rows, cols = h // CELL, w // CELL
-    # Raw bits, since NumPy keeps those of a seed the same in all its versions.
+    # Raw bits, since NumPy guarantees only these to be the same in all its versions.
     bits = np.random.PCG64([h, w, seed]).random_raw(rows * cols)
     chosen = (bits >> np.uint64(62)).astype(np.intp).reshape(rows, cols)
     y = CELL * np.arange(rows)[:, None] + chosen // CELL
@@ -56,7 +56,7 @@ class TokenMerging:
     Attributes
     ----------
     ratio : float
-        The share of the tokens to save, from 0 to 0.75, as far as there are tokens that may be merged.
+        Share of the tokens to save, from 0 to 0.75, limited to the tokens that may be merged.
     seed : int
         Chooses the destinations; at least 0.
     """
@@ -70,15 +70,15 @@ class TokenMerging:
         Parameters
         ----------
         x : ndarray
-            Float32 ``(n, h * w, c)``, what tokens are compared by.
+            Float32 ``(n, h * w, c)``: features to compare the tokens by.
         h, w : int
             Size of the feature map.
 
         Returns
         -------
         int array ``(n, h * w)``
-            The group of each token: the groups of destinations first, then those of tokens that stay alone. There are
-            as many in every image.
+            The group of each token: first the groups of destinations, then those of tokens that stay alone. Every image
+            has the same number of groups.
         """
         sources, targets = split_tokens(h, w, self.seed)
         count = min(len(sources), int(self.ratio * h * w)) if len(targets) else 0
@@ -94,7 +94,7 @@ class TokenMerging:
 
 
 def most_alike(tokens: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the target that is most like each source: the cosine, and which one it is (the first of several).
+    """Find the target most similar to each source: returns the cosine and its number (the first if several tie).
 
     `sources (s,)` and `targets (d,)` are indices of rows of `tokens (t, c)`.
     """
@@ -114,13 +114,13 @@ def most_alike(tokens: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> 
 
 
 def merge(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Give the mean of each group ``(n, groups, c)`` of the tokens ``x (n, t, c)``."""
+    """Return the mean of each group ``(n, groups, c)`` of the tokens ``x (n, t, c)``."""
     merged = np.empty((len(x), groups[0].max() + 1, x.shape[2]), np.float32)
     for tokens, group, means in zip(x, groups, merged, strict=True):
         order, sizes = np.argsort(group, kind="stable"), np.bincount(group)
         starts = np.cumsum(sizes) - sizes
         means[:] = tokens[order[starts]]
-        several = sizes > 1  # the others are done: a sum of one token takes as long as that of a few
+        several = sizes > 1  # groups of one token are done; summing one takes as long as summing a few
         order, sizes = order[several[group[order]]], sizes[several]
         if len(sizes):
             means[several] = np.add.reduceat(tokens[order], np.cumsum(sizes) - sizes, axis=0)
@@ -129,6 +129,6 @@ def merge(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def add_unmerged(merged: np.ndarray, groups: np.ndarray, x: np.ndarray) -> None:
-    """Add to each token ``x (n, t, c)`` what its group has in ``merged (n, groups, c)``."""
+    """Add to each token of ``x (n, t, c)`` its group's values in ``merged (n, groups, c)``."""
     for i, group in enumerate(groups):
         x[i] += merged[i][group]

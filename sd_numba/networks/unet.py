@@ -1,12 +1,12 @@
 """The UNet that predicts the noise in latents, given a timestep and the encoded text.
 
 The architecture of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022): residual
-blocks that learn of the timestep through a bias, and transformers that attend to the text. Attribute names follow the
+blocks that take the timestep as a bias, and transformers that attend to the text. Attribute names follow the
 tensors' names in diffusers' ``UNet2DConditionModel``. Inside, activations are ``(n, h, w, c)``; a transformer's tokens
 ``(n, h * w, c)`` are the same memory.
 
-Two conventions save most of the memory traffic: a transformer updates its input in place, and a residual sum is made by
-the layer that computes its last term (``accumulate``).
+Two conventions save most of the memory traffic: a transformer updates its input in place, and the layer that computes
+the last term of a residual sum also adds it (``accumulate``).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ALL_BUT_LAST, LAST = slice(-1), slice(-1, None)  # residual blocks of a level
 
 
 def timestep_embedding(timesteps: np.ndarray, c: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
-    """Sinusoids of ``timesteps (n,)`` in ``c`` channels, at frequencies falling geometrically from 1.
+    """Return sinusoids of ``timesteps (n,)`` in ``c`` channels, at frequencies that fall geometrically from 1.
 
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.5. Models were trained with the angle rounded to
-    float32, which at timestep 999 moves it by up to 3e-5; so it is rounded here at the same places.
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.5. Models were trained with angles rounded to float32,
+    which moves them by up to 3e-5 at timestep 999, so they are rounded at the same places here.
 
     Returns
     -------
@@ -56,7 +56,7 @@ class TimestepEmbedding:
         self.linear_2 = Linear(weights, f"{prefix}.linear_2", c_time, c_time, activation="silu", coarsest="f32")
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        """Give ``(n, c_time)`` for sinusoids ``(n, c)``, with the SiLU on it that every user of it starts with."""
+        """Return ``(n, c_time)`` for sinusoids ``(n, c)``, after the SiLU that every user would apply first."""
         return self.linear_2(self.linear_1(waves))
 
 
@@ -88,7 +88,7 @@ class UNet:
         )
 
     def encode_context(self, context: np.ndarray) -> EncodedContext:
-        """Compute what depends on the text alone: once a prompt instead of once a step.
+        """Compute what depends on the text alone, once for each prompt instead of once for each step.
 
         Parameters
         ----------
@@ -124,15 +124,15 @@ class UNet:
         sample : float array ``(n, in_channels, h, w)``
             Noisy latents of any size.
         timestep : float or array ``(n,)``
-            Need not be whole.
+            Fractions are allowed.
         context : float array ``(b, t, cross_attention_dim)`` or EncodedContext
-            The encoded text, or what ``encode_context`` made of it. If b is a multiple of n, as for classifier-free
-            guidance, the samples are repeated, and what comes before they meet the text is computed once.
+            The encoded text, or the result of ``encode_context`` for it. If b is a multiple of n, as in classifier-free
+            guidance, the samples are repeated, and everything before the first cross-attention is computed only once.
         cache : FeatureCache, optional
-            Lets calls of one run share most of their work; each group of pictures in a run needs one of its own.
+            Lets calls of one run share most of their work; each group of pictures in a run needs its own.
         tome : float
-            Share of the tokens, from 0 to 0.75, that self-attention at the highest resolution which has attention
-            merges with others.
+            Share of the tokens, from 0 to 0.75, to merge in self-attention at the highest resolution that has
+            attention; see `sd_numba.networks.token_merging`.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class UNet:
         Raises
         ------
         InputError
-            A shape does not fit, or the share is none.
+            A shape does not fit, or the share is out of range.
         """
         merge_ratio = check_ratio(tome)
         x = self._checked(sample)
@@ -171,7 +171,7 @@ class UNet:
     def _deepen(
         self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], tome: Tome
     ) -> np.ndarray:
-        """Give what enters the last residual block for ``x``, the result of the first convolution."""
+        """Return the last residual block's input for ``x``, the result of the first convolution."""
         if self.down_blocks[0].attentions[0] is None:
             x = skips[0]
         for down in self.down_blocks:

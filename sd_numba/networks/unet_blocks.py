@@ -33,7 +33,7 @@ class EncodedContext:
 
 
 def repeat(x: np.ndarray, n: int) -> np.ndarray:
-    """Give ``x (m, ...)`` one after the other until there are n, or x itself if it has as many."""
+    """Repeat ``x (m, ...)`` along the first axis to a length of n; returns x itself if that is its length."""
     return x if len(x) == n else np.concatenate([x] * (n // len(x)))
 
 
@@ -52,7 +52,7 @@ class Attention:
         return self.to_k(context), self.to_v(context)
 
     def __call__(self, h: np.ndarray, keys_values: KeysValues, x: np.ndarray) -> None:
-        """Add what ``h (n, t, c)`` finds to the residual stream ``x (n, t, c)``."""
+        """Add the attention of ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
         h = kernels.attention(self.to_q(h), *keys_values, self.heads, precision=self.precision)
         self.to_out(h, out=x, accumulate=True)
 
@@ -65,7 +65,7 @@ class FeedForward:
         self.proj_out = Linear(weights, f"{prefix}.net.2", 4 * c, c)
 
     def __call__(self, h: np.ndarray, x: np.ndarray) -> None:
-        """Add the network's answer to ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
+        """Add the network's output for ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
         self.proj_out(self.proj_in(h), out=x, accumulate=True)
 
 
@@ -107,7 +107,7 @@ class Transformer:
         inner = c // heads * heads
         as_conv = not config.use_linear_projection
         self.norm = GroupNorm(weights, f"{prefix}.norm", config.norm_num_groups, c, TRANSFORMER_EPS)
-        # These bear bytes worse than what is inside: see the quality of precisions in bench/RESULTS.md.
+        # int8 hurts these more than the layers between them: see the quality of precisions in bench/RESULTS.md.
         self.proj_in = Linear(weights, f"{prefix}.proj_in", c, inner, as_conv=as_conv, coarsest="bf16")
         self.transformer_blocks = [
             TransformerBlock(weights, f"{prefix}.transformer_blocks.{i}", inner, config.cross_attention_dim, heads)
@@ -128,7 +128,7 @@ class Transformer:
 
 
 class ResnetBlock:
-    """Two convolutions around a shortcut; the timestep enters as a bias of the first one, image by image."""
+    """Two convolutions with a shortcut around them; the timestep adds to the first one's bias, image by image."""
 
     def __init__(self, weights: WeightSource, prefix: str, c_in: int, c_out: int, config: UNetConfig) -> None:
         groups, eps = config.norm_num_groups, config.norm_eps
@@ -140,11 +140,11 @@ class ResnetBlock:
         self.norm2 = GroupNorm(weights, f"{prefix}.norm2", groups, c_out, eps, silu=True)
         self.conv2 = Conv2d(weights, f"{prefix}.conv2", c_out, c_out)
         self.conv_shortcut = None
-        if c_in != c_out:  # bytes would lose most here: no norm has made the channels alike
+        if c_in != c_out:  # int8 would lose most here: no norm has evened out the channels
             self.conv_shortcut = Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True, coarsest="bf16")
 
     def __call__(self, x: Parts, time: np.ndarray) -> np.ndarray:
-        """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)`` and ``time (n, c_time)``; ``x`` stays as it is."""
+        """Return ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)`` and ``time (n, c_time)``; ``x`` is unchanged."""
         normed = self.norm1(x)
         h = self.conv1(normed, bias=self.time_emb_proj(time) + self.conv1.bias)
         h = self.norm2(h, out=h)
@@ -157,14 +157,14 @@ class ResnetBlock:
 
 
 class Downsample:
-    """Convolution of stride 2."""
+    """Convolution with stride 2."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int, padding: int) -> None:
         sides: Padding = 1 if padding else ((0, 1), (0, 1))  # without padding, one row and column at the far ends
         self.conv = Conv2d(weights, f"{prefix}.conv", c, c, stride=2, padding=sides)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, h', w', c)``, half the size, for ``x (n, h, w, c)``."""
+        """Return ``(n, h', w', c)``, half the size, for ``x (n, h, w, c)``."""
         return self.conv(x)
 
 
@@ -175,7 +175,7 @@ class Upsample:
         self.conv = Conv2d(weights, f"{prefix}.conv", c, c)
 
     def __call__(self, x: np.ndarray, h: int, w: int) -> np.ndarray:
-        """Enlarge ``x`` to ``(n, h, w, c)``: twice its size, or one more or less where a level had an odd size."""
+        """Enlarge ``x`` to ``(n, h, w, c)``: twice its size, or one more or less if the level had an odd size."""
         h_in, w_in = x.shape[1:3]
         if (h, w) == (2 * h_in, 2 * w_in):
             return self.conv(x, upsample=True)
@@ -203,7 +203,7 @@ class DownBlock:
     def __call__(
         self, x: np.ndarray, time: np.ndarray, context: EncodedContext, skips: list[np.ndarray], tome: Tome
     ) -> np.ndarray:
-        """Give the level's output; every feature map on the way is appended to ``skips``."""
+        """Return the level's output; appends every feature map on the way to ``skips``."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             x = resnet(x, time[: len(x)])
             if attention is not None:
@@ -224,13 +224,13 @@ class MidBlock:
         self.attention = Transformer(weights, f"{prefix}.attentions.0", last, config)
 
     def __call__(self, x: np.ndarray, time: np.ndarray, context: EncodedContext, tome: Tome) -> np.ndarray:
-        """Give ``(n, h, w, c)`` for ``x (n, h, w, c)``."""
+        """Return ``(n, h, w, c)`` for ``x (n, h, w, c)``."""
         x = self.attention(self.resnets[0](x, time), context, tome)
         return self.resnets[1](x, time)
 
 
 class UpBlock:
-    """One level on the way up, with one residual block more than on the way down; each reads one of the skips."""
+    """One level on the way up, with one more residual block than on the way down; each reads one of the skips."""
 
     def __init__(self, weights: WeightSource, prefix: str, index: int, config: UNetConfig) -> None:
         channels, last = config.block_out_channels, len(config.block_out_channels) - 1
@@ -253,9 +253,9 @@ class UpBlock:
         tome: Tome,
         part: slice = slice(None),
     ) -> np.ndarray:
-        """Give the level's output, as large as the next of the ``skips``, which are taken from the end.
+        """Return the level's output, enlarged to the size of the next of the ``skips``, which are taken from the end.
 
-        Or what a part of its residual blocks makes of ``x``; then it is not enlarged.
+        With ``part``, only these residual blocks are computed.
         """
         for resnet, attention in zip(self.resnets[part], self.attentions[part], strict=True):
             x = resnet((x, skips.pop()), time)

@@ -3,7 +3,8 @@
 The KL-regularised autoencoder of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022).
 Attribute names follow the tensors' names in diffusers' ``AutoencoderKL``. Inside, activations are ``(n, h, w, c)``.
 
-The activations at full size fill the memory (512 x 512 x 256 values are 268 MB), so pictures are taken one at a time.
+At full size the activations dominate memory use (512 x 512 x 256 values are 268 MB), so pictures are processed one at
+a time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Vae:
     Attributes
     ----------
     factor : int
-        How many times smaller than pictures latents are, on each side.
+        Ratio of a picture's side to its latents' side.
     """
 
     draws_noise, fast = True, False
@@ -63,8 +64,8 @@ class Vae:
         latents : float array ``(b, latent_channels, h, w)``
             Unscaled, that is, already divided by ``config.scaling_factor``.
         tiling : bool
-            Compute the last levels in strips, as `sd_numba.networks.vae_strips` does: a third of the memory for large
-            pictures, and all but the same result.
+            Compute the last levels in strips, as `sd_numba.networks.vae_strips` describes: a third of the memory for
+            large pictures, and nearly the same result.
 
         Returns
         -------
@@ -106,7 +107,7 @@ class Vae:
         return to_nchw(self._encode(image, tiling)[..., : self.config.latent_channels])
 
     def encode_distribution(self, image: np.ndarray, *, tiling: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Encode pictures to the normal distribution of their latents, one that is independent value by value.
+        """Encode pictures to the normal distribution of their latents, whose values are independent.
 
         Parameters
         ----------
@@ -117,7 +118,7 @@ class Vae:
         Returns
         -------
         mean, std : float32 array ``(b, latent_channels, h // factor, w // factor)``
-            Unscaled. The logarithm of the variance is kept in -30 .. 20, as diffusers does.
+            Unscaled. The logarithm of the variance is clipped to -30 .. 20, as in diffusers.
 
         Raises
         ------
@@ -132,7 +133,7 @@ class Vae:
         return STRIP_BYTES if tiling else WHOLE_BYTES
 
     def _encode(self, image: np.ndarray, tiling: bool) -> np.ndarray:
-        """Give means and log-variances, ``(b, h // factor, w // factor, 2 * latent_channels)``."""
+        """Return means and log-variances, ``(b, h // factor, w // factor, 2 * latent_channels)``."""
         x = to_nhwc(image, self.config.in_channels, "image")
         if min(x.shape[1:3]) < self.factor:
             raise InputError(f"image: found {x.shape[1]} x {x.shape[2]} pixels, expected at least {self.factor} a side")

@@ -1,8 +1,7 @@
-"""The autoencoder's halves and the blocks that they are made of.
+"""The autoencoder's encoder and decoder, and their blocks.
 
-Attribute names follow the tensors' names in diffusers' ``AutoencoderKL``. Activations are ``(n, h, w, c)``. They fill
-the memory (512 x 512 x 256 values are 268 MB), so every block may overwrite its input, and a residual sum is made by
-the layer that computes its last term.
+Attribute names follow the tensors' names in diffusers' ``AutoencoderKL``. Activations are ``(n, h, w, c)``. To save
+memory, every block may overwrite its input, and the layer that computes the last term of a residual sum also adds it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ EPS = 1e-6  # of every group norm
 
 
 class ResnetBlock:
-    """Two convolutions around a shortcut."""
+    """Two convolutions with a shortcut around them."""
 
     def __init__(self, weights: WeightSource, prefix: str, c_in: int, c_out: int, groups: int) -> None:
         self.norm1 = GroupNorm(weights, f"{prefix}.norm1", groups, c_in, EPS, silu=True)
@@ -31,7 +30,7 @@ class ResnetBlock:
         self.conv_shortcut = None if same else Linear(weights, f"{prefix}.conv_shortcut", c_in, c_out, as_conv=True)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)``; ``x`` is overwritten."""
+        """Return ``(n, h, w, c_out)`` for ``x (n, h, w, c_in)``; ``x`` is overwritten."""
         if self.conv_shortcut is None:
             residual, h = x, self.norm1(x)
         else:
@@ -42,7 +41,7 @@ class ResnetBlock:
 
 
 class Attention:
-    """Attention of every pixel to every other, with one head."""
+    """Self-attention over all pixels, with one head."""
 
     def __init__(self, weights: WeightSource, prefix: str, c: int, groups: int) -> None:
         self.group_norm = GroupNorm(weights, f"{prefix}.group_norm", groups, c, EPS)
@@ -75,7 +74,7 @@ def mid_block(weights: WeightSource, prefix: str, config: VaeConfig) -> list[Blo
 
 
 class Encoder:
-    """Picture to the mean and log-variance of its latents."""
+    """Maps a picture to the mean and log-variance of its latents."""
 
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
         channels, groups = config.block_out_channels, config.norm_num_groups
@@ -95,7 +94,7 @@ class Encoder:
         self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[-1], 2 * config.latent_channels, coarsest="f32")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, h / f, w / f, 2 * latent_channels)`` for ``x (n, h, w, in_channels)``."""
+        """Return ``(n, h / f, w / f, 2 * latent_channels)`` for ``x (n, h, w, in_channels)``."""
         x = self.conv_in(x)
         for block in self.blocks:
             x = block(x)
@@ -103,9 +102,9 @@ class Encoder:
 
 
 class Decoder:
-    """Latents to picture.
+    """Maps latents to a picture.
 
-    Its blocks are one flat list: a list of lists would hold on to the input of each level until the level is done.
+    Its blocks are one flat list: nested lists would keep each level's input alive until the level is done.
     """
 
     def __init__(self, weights: WeightSource, prefix: str, config: VaeConfig) -> None:
@@ -124,7 +123,7 @@ class Decoder:
         self.conv_out = Conv2d(weights, f"{prefix}.conv_out", channels[0], config.out_channels, coarsest="f32")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Give ``(n, f * h, f * w, out_channels)`` for ``x (n, h, w, latent_channels)``."""
+        """Return ``(n, f * h, f * w, out_channels)`` for ``x (n, h, w, latent_channels)``."""
         x = self.conv_in(x)
         for block in self.blocks:
             x = block(x)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import MAX_LAYERS, ConfigReader
 
-# Features of other families that would change the result: key -> the values that mean "not used".
+# Features of other model families that would change the result: key -> values that mean "not used".
 UNUSED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
@@ -24,9 +24,9 @@ UNUSED: dict[str, tuple[Any, ...]] = {
 class VaeConfig:
     """Shape of the autoencoder. Names and defaults are those of diffusers' ``AutoencoderKL``.
 
-    ``latent_rgb_factors``, ours, is ``_latent_rgb_factors`` in the file, as diffusers ignores keys that begin so: red,
-    green and blue in [0, 1] for each scaled latent channel and, as the last row, where all are 0; see
-    `sd_numba.pictures.preview`.
+    ``latent_rgb_factors`` is an addition: red, green and blue in [0, 1] for each scaled latent channel and, in the last
+    row, for latents of 0; see `sd_numba.pictures.preview`. The file calls it ``_latent_rgb_factors``, because diffusers
+    ignores keys that begin with an underscore.
     """
 
     in_channels: int = 3
@@ -44,12 +44,12 @@ class VaeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VaeConfig:
-        """Read a parsed ``config.json``; keys that do not matter are ignored.
+        """Read a parsed ``config.json``; irrelevant keys are ignored.
 
         Raises
         ------
         ModelError
-            A value has the wrong type or is not supported.
+            A value has the wrong type or is unsupported.
         """
         read = ConfigReader(values, "vae")
         for key, supported in UNUSED.items():

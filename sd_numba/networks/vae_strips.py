@@ -1,14 +1,14 @@
 """The widest levels of decoder and encoder in strips of rows: large pictures in a third of the memory, without seams.
 
-A feature map is here something that can be asked for some of its rows. One that is *stored* has them; the others
-compute them from the rows of the map before, so that a chain of layers is computed a strip at a time, with the few
-rows more on either side that its convolutions read. Only the results of residual blocks are stored, and a strip of a
-block's input is given up as soon as the strips that need it are done.
+In this module a feature map is an object that returns some of its rows on request. A *stored* map has them in memory.
+The others compute them from rows of the map before, so a chain of layers is computed one strip at a time, with the few
+extra rows on either side that its convolutions read. Only the results of residual blocks are stored, and a strip of a
+block's input is freed as soon as the strips that need it are done.
 
-A group norm needs statistics of a whole map before its first row can be normalised. Those of a stored map are exact.
-Others are taken from a quarter of the rows or less, evenly spread, for these have to be computed for nothing else. They
-are the same for all strips, so no border shows: the result differs from that of the decoder as a whole by this estimate
-alone (the embedded model's, 512 pixels a side: 56 to 69 dB below the peak; with all rows, 140).
+A group norm needs statistics of the whole map before it can normalise the first row. Those of a stored map are exact.
+For other maps they are estimated from at most a quarter of the rows, evenly spread, since these rows are computed for
+the statistics alone. All strips share the statistics, so no seam shows: this estimate is the only difference from
+decoding the whole map at once (embedded model, 512 x 512 pixels: 56 to 69 dB below the peak; with all rows, 140 dB).
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from .. import kernels
 from .layers import Conv2d, GroupNorm
 from .vae_blocks import Decoder, Encoder, ResnetBlock
 
-WHOLE = 160 << 20  # bytes of a feature map up to which it is computed as a whole
+WHOLE = 160 << 20  # bytes of the largest feature map that is computed as a whole
 STRIP = 32 << 20  # bytes of a strip of the widest map of a level
-SAMPLE, PERIOD = 4, 16  # rows that are computed for statistics, of so many rows
-SAMPLES = 32  # times, at most: large pictures, with more rows, have longer periods
+SAMPLE, PERIOD = 4, 16  # statistics use 4 of every 16 rows
+SAMPLES = 32  # spans of rows at most: the period is longer in large pictures
 
 
 class _FeatureMap(Protocol):
-    """Rows of one image, ``(1, height, w, c)``. Whoever asks for `fresh` rows may overwrite them."""
+    """Rows of one image, ``(1, height, w, c)``. A caller may overwrite the rows of a `fresh` map."""
 
     height: int
     fresh: bool
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """Give the rows first .. last, ``(1, last - first, w, c)``."""
+        """Return the rows first .. last, ``(1, last - first, w, c)``."""
         ...
 
     def forget(self, first: int) -> None:
-        """Give up what only rows before the first need; they will not be asked for again."""
+        """Free what only the rows before ``first`` need; they will not be requested again."""
         ...
 
 
 class _Stored:
-    """A map in memory, as strips of rows of one height."""
+    """A map in memory, as strips of equal height."""
 
     fresh = False
 
@@ -68,7 +68,7 @@ class _Stored:
 
 
 class _Convolved:
-    """A 3x3 convolution of a map, which is enlarged 2x before if `upsample`."""
+    """A 3x3 convolution of a map, which is first enlarged 2x if `upsample`."""
 
     fresh = True
 
@@ -92,7 +92,7 @@ class _Convolved:
 
 
 class _Halved:
-    """A 3x3 convolution of stride 2 of a map, which is padded at the right and the bottom."""
+    """A 3x3 convolution with stride 2 of a map that is padded on the right and at the bottom."""
 
     fresh = True
 
@@ -110,9 +110,9 @@ class _Halved:
 
 
 class _Kept:
-    """A map that keeps the rows that were computed last: a block's shortcut wants them too, and some the next strip.
+    """A map that keeps the last computed rows: a block's shortcut reads them too, and the next strip some of them.
 
-    An enlarged map is best computed from an odd row to an odd row: others than the first need no row that is not used.
+    Requests for an enlarged map are extended to an odd row: then none but the first computes a row that is not used.
     """
 
     fresh = False
@@ -127,7 +127,7 @@ class _Kept:
             end = first
         if end < last:
             kept = self._rows[:, first - self._first :].copy() if first < end else self._rows[:, :0]
-            self._first, self._rows = first, kept  # gives up the others before more memory is taken
+            self._first, self._rows = first, kept  # frees the others before more memory is allocated
             more = self.source.rows(end, min(last | 1, self.height))
             self._rows = np.concatenate([kept, more], axis=1) if kept.size else more
         return self._rows[:, first - self._first : last - self._first]
@@ -137,7 +137,7 @@ class _Kept:
 
 
 class _Normed:
-    """Group normalisation of a map and SiLU, with statistics of all of it."""
+    """Group normalisation and SiLU of a map, with statistics of the whole map."""
 
     fresh = True
 
@@ -154,7 +154,7 @@ class _Normed:
 
 
 class _Residual:
-    """What a residual block makes of a map."""
+    """The result of a residual block for a map."""
 
     fresh = True
 
@@ -176,7 +176,7 @@ class _Residual:
 
 
 def decode_in_strips(decoder: Decoder, x: np.ndarray) -> np.ndarray:
-    """Decode one image's latents as `decoder` does, from the first level on whose maps exceed `WHOLE` in strips.
+    """Decode one image's latents as `decoder` does, in strips from the first level whose maps exceed `WHOLE`.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def decode_in_strips(decoder: Decoder, x: np.ndarray) -> np.ndarray:
     while blocks and not (isinstance(blocks[0], partial) and 4 * x.nbytes > WHOLE):
         x = blocks.pop(0)(x)
     stored, step = _Stored([x]), x.shape[1]
-    del x  # so that `stored` can give it up
+    del x  # so that `stored` can free it
     enlarged: _Kept | None = None
     for block in blocks:
         kernels.trim()
@@ -208,7 +208,7 @@ def decode_in_strips(decoder: Decoder, x: np.ndarray) -> np.ndarray:
 
 
 def encode_in_strips(encoder: Encoder, x: np.ndarray) -> np.ndarray:
-    """Encode one image as `encoder` does, in strips as long as maps exceed `WHOLE`.
+    """Encode one image as `encoder` does, in strips until the maps are no larger than `WHOLE`.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ def encode_in_strips(encoder: Encoder, x: np.ndarray) -> np.ndarray:
 
 
 def _statistics(source: _FeatureMap, groups: int, step: int) -> np.ndarray:
-    """Mean and variance of groups of channels over a map, ``(1, groups, 2)``."""
+    """Return the mean and variance of each group of channels over a map, ``(1, groups, 2)``."""
     spans = [(first, last, last - first) for first, last in _ranges(0, source.height, step)]
     if not isinstance(source, _Stored):
         spans = _samples(source.height)
@@ -255,9 +255,9 @@ def _statistics(source: _FeatureMap, groups: int, step: int) -> np.ndarray:
 
 
 def _samples(height: int) -> list[tuple[int, int, int]]:
-    """Rows to take statistics from, ``(first, last, rows that they stand for)``.
+    """Return the spans of rows to take statistics from, ``(first, last, number of rows they represent)``.
 
-    The rows at the edges are unlike all others, because of the zeros around a map, and stand for themselves.
+    Rows at the edges differ from all others, because of the zero padding, and represent only themselves.
     """
     if height <= PERIOD:
         return [(0, height, height)]
@@ -276,7 +276,7 @@ def _ranges(first: int, last: int, step: int) -> Iterable[tuple[int, int]]:
 
 
 def _store(rows: _FeatureMap, step: int) -> _Stored:
-    """Compute a map; gives up what it is computed from."""
+    """Compute a map and free its source along the way."""
     strips = []
     for first, last in _ranges(0, rows.height, step):
         strips.append(rows.rows(first, last))
