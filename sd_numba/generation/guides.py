@@ -177,7 +177,8 @@ class ClassifierFreeGuidance(Guide):
         if len(output) == len(call.sample):
             return output
         negative, positive = np.split(output, 2)
-        return negative + np.float32(call.scale) * (positive - negative)
+        guided: np.ndarray = negative + np.float32(call.scale) * (positive - negative)
+        return guided
 
 
 class DeepCache(Guide):
@@ -275,7 +276,9 @@ class MaskBlend(Guide):
         start, masks = self.start, self.start.masks
         if start.clean is None or masks is None:
             return x
-        return (1 - masks) * start.request.sampler.noised(start.clean, start.noise, start.plan, done) + masks * x
+        kept = start.request.sampler.noised(start.clean, start.noise, start.plan, done)
+        blended: np.ndarray = (1 - masks) * kept + masks * x
+        return blended
 
 
 def guides_of(model: ModelParts, request: Request) -> list[Guide]:
