@@ -1,4 +1,4 @@
-"""The scripts of the README's section on diffusers run, and make the pictures that diffusers makes of them."""
+"""The scripts of the section on diffusers in docs/python.md run, and make the pictures that diffusers makes of them."""
 
 import os
 import re
@@ -10,15 +10,15 @@ from PIL import Image, ImageDraw
 
 from sd_numba.checkpoints.opening import embedded_model_path
 
-README = Path(__file__).parents[2] / "README.md"
-HEADING = "### Scripts written for diffusers"
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+HEADING = "## Scripts written for diffusers"
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # of the scripts; the embedded one takes its place
 SIZES = [(256, 128), (128, 96)]  # of the picture that each script saves
 TOLERANCE = 2  # of 255; what is almost n + 0.5 is rounded up here and down there
 
 
 def scripts() -> list[str]:
-    _, _, section = README.read_text(encoding="utf-8").partition(f"{HEADING}\n")
+    _, _, section = PAGE.read_text(encoding="utf-8").partition(f"{HEADING}\n")
     section = re.split(r"^##", section, maxsplit=1, flags=re.MULTILINE)[0]
     return re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
 
@@ -52,7 +52,7 @@ def ours(tmp_path_factory):
     return [run(script, tmp_path_factory.mktemp("ours")) for script in scripts()]
 
 
-def test_the_scripts_of_the_readme_run(ours):
+def test_the_scripts_of_the_page_run(ours):
     assert [(picture.shape[1], picture.shape[0]) for picture in ours] == SIZES
 
 
