@@ -104,7 +104,7 @@ def output(
     return out
 
 
-def manner(out: np.ndarray, accumulate: bool, relu: bool = False) -> int:
+def write_mode(out: np.ndarray, accumulate: bool, relu: bool = False) -> int:
     """Return how results go to an array whose rows are its last axis: `WRITE`, `ADD`, `PAST_CACHES`, with `RELU`."""
     aligned = out.shape[-1] % LANES == 0 and address(out) % (LANES * 4) == 0
     how = ADD if accumulate else PAST_CACHES if aligned and out.nbytes >= _STREAM else WRITE

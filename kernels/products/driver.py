@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray, prange
 
 from ..activations import FUNCTIONS, GELU, activate
-from ..checks import ADD, PAST_CACHES, RELU, address, manner
+from ..checks import ADD, PAST_CACHES, RELU, address, write_mode
 from ..machine.emit import LANES
 from ..machine.jit import inline, kernel, threads
 from ..machine.memory import scratch
@@ -452,7 +452,7 @@ def multiply(
         *weight, *packed, chunk, offsets, *update,
         address(out), g.images, g.out_h, g.out_w, c_out,
         *bias_address(bias), int(gated), 0 if gated or activation is None else FUNCTIONS[activation],
-        manner(out, accumulate, relu),
+        write_mode(out, accumulate, relu),
         *blocks, panels, group, buffers, panel_floats * 4, workers, row_scales,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..checks import address, manner
+from ..checks import address, write_mode
 from ..machine import isa
 from ..machine.emit import LANES
 from ..machine.jit import threads
@@ -107,7 +107,7 @@ def _convolve(
         top, left, enlarge, merged = -(offsets[0] // 2), -(offsets[1] // 2), 0, (offsets[0] % 2, offsets[1] % 2)
     tiles, panels, workers = g.images * tiles_h * tiles_w, math.ceil(c_out / WIDTH), threads()
     spill = address(scratch.take("spill", panels * WIDTH))
-    blank, how = zeros(channels), manner(out, accumulate, relu)
+    blank, how = zeros(channels), write_mode(out, accumulate, relu)
     source = address(x), address(blank), g.height, g.width, channels, top, left, enlarge, tiles_h, tiles_w
     weight = *stored_address(w), address(_tap_offsets()), *update_address(w), *merged
     target = address(out), g.out_h, g.out_w, c_out, *bias_address(bias), how
