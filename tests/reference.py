@@ -11,32 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "QuantizedWeight",
-    "add_low_rank",
-    "attention",
-    "conv2d",
-    "float8_e4m3",
-    "float8_e5m2",
-    "geglu",
-    "gelu",
-    "gelu_tanh",
-    "group_norm",
-    "group_statistics",
-    "layer_norm",
-    "linear",
-    "matmul",
-    "merge",
-    "pack_conv2d",
-    "pack_linear",
-    "precisions",
-    "quantize",
-    "quick_gelu",
-    "silu",
-    "widen",
-]
-
-
 float8_e4m3, float8_e5m2 = np.dtype([("e4m3", np.uint8)]), np.dtype([("e5m2", np.uint8)])
 
 

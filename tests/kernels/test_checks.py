@@ -1,5 +1,6 @@
 """What all kernels share: the checks of arguments, `widen`, and no access outside of the arrays."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,10 @@ def test_memory_mapped_arrays_are_taken(tmp_path):
     mapped = np.memmap(tmp_path / "w", np.float32, "r", 2, w.shape)
     x = normal(1, 5, 30)
     np.testing.assert_array_equal(kernels.linear(x, mapped), kernels.linear(x, w))
+
+
+def test_public_functions_of_the_reference_are_names_of_kernels():
+    functions = {name for name, value in vars(reference).items() if inspect.isfunction(value) and name[0] != "_"}
+    own = {name for name in functions if getattr(reference, name).__module__ == reference.__name__}
+    emulations = {"round_bf16", "round_rows", "winograd2"}  # of low precision and of one algorithm, for tests only
+    assert own - emulations <= set(kernels.__all__)
