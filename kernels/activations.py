@@ -12,6 +12,7 @@ from numba import carray, prange
 from .checks import address, check_array, output
 from .machine.emit import EXP2_COEFFICIENTS
 from .machine.jit import inline_fast, kernel
+from .machine.ops import op
 from .machine.simd import float_pointer
 
 _C0, _C1, _C2, _C3, _C4, _C5 = EXP2_COEFFICIENTS
@@ -118,6 +119,7 @@ def _apply(x: np.ndarray, out: np.ndarray | None, function: int) -> np.ndarray:
     return out
 
 
+@op("activations")
 def gelu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gaussian error linear unit ``x * Phi(x)``, the exact form with erf (Hendrycks and Gimpel, arXiv:1606.08415).
 
@@ -141,6 +143,7 @@ def gelu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _apply(x, out, GELU)
 
 
+@op("activations")
 def gelu_tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gaussian error linear unit in its tanh approximation (arXiv:1606.08415, section 2).
 
@@ -149,6 +152,7 @@ def gelu_tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _apply(x, out, _GELU_TANH)
 
 
+@op("activations")
 def quick_gelu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Compute ``x * sigmoid(1.702 x)``, the approximation that CLIP uses (arXiv:1606.08415, section 2).
 
@@ -157,6 +161,7 @@ def quick_gelu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _apply(x, out, _QUICK_GELU)
 
 
+@op("activations")
 def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Sigmoid linear unit ``x * sigmoid(x)`` (Elfwing et al., arXiv:1702.03118).
 
@@ -165,6 +170,7 @@ def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _apply(x, out, _SILU)
 
 
+@op("activations")
 def geglu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gated linear unit: the first half of the channels times the gelu of the second (Shazeer, arXiv:2002.05202).
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import carray, prange
@@ -30,6 +31,7 @@ from .machine import isa
 from .machine.emit import BFLOAT16, FLOAT32, LANES
 from .machine.jit import inline, inline_exact, kernel, threads
 from .machine.memory import scratch
+from .machine.ops import op
 from .machine.simd import choose, exp2, float_pointer, highest, load, maximum, next_task, pair, splat, store
 from .machine.tiles import (
     load_transposed,
@@ -313,6 +315,12 @@ def _attend_pairs(
         )  # fmt: skip
 
 
+def _count(_: np.ndarray, q: np.ndarray, k: np.ndarray, *__: Any, **___: Any) -> tuple[str, float]:
+    kind = "self-attention" if q.shape[1] == k.shape[1] else "cross-attention"
+    return kind, 4 * q.size * k.shape[1]
+
+
+@op(_count)
 def attention(
     q: np.ndarray,
     k: np.ndarray,

@@ -6,7 +6,9 @@ weights; for 3x3 filters at stride 1 those of `kernels.winograd` are faster. Non
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from . import winograd
 from .checks import check_array, check_shape
 from .gemm import linear, result
 from .low_rank import is_apart
+from .machine.ops import op
 from .products.driver import Geometry, multiply
 from .products.packing import PackedWeight, StoredWeight, Weight, check_precision, check_stored, pack
 from .quantize import QuantizedWeight
@@ -45,6 +48,11 @@ def pack_conv2d(w: StoredWeight) -> PackedWeight:
     return pack(w)
 
 
+def _count(result: np.ndarray, _: Any, w: Weight, *__: Any, **___: Any) -> tuple[str, float]:
+    return f"conv2d {w.shape[2]}x{w.shape[3]}", 2 * result.size * math.prod(w.shape[1:])
+
+
+@op(_count)
 def conv2d(
     x: np.ndarray,
     w: Weight,

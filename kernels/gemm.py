@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from .activations import FUNCTIONS
 from .checks import check_array, check_parts, check_shape, output
+from .machine.ops import op
 from .products.driver import Geometry, multiply
 from .products.packing import (
     GROUPS,
@@ -76,6 +78,11 @@ def check_gated(w: Weight, gated: bool) -> None:
         raise ValueError(f"w: found a weight made with gated={w.gated}, expected gated={gated}")
 
 
+def _count(result: np.ndarray, _: Any, w: Weight, *__: Any, **___: Any) -> tuple[str, float]:
+    return "linear", 2 * result.size // result.shape[-1] * math.prod(w.shape)
+
+
+@op(_count)
 def linear(
     x: np.ndarray | tuple[np.ndarray, ...],
     w: Weight,

@@ -15,6 +15,7 @@ from numba import carray, prange
 from .activations import copy_row, silu_scalar
 from .checks import address, check_array, check_parts, check_shape, output
 from .machine.jit import inline, kernel
+from .machine.ops import op
 from .machine.simd import double_pointer, float_pointer
 
 _BLOCKS = 16  # blocks of pixels of an image, at most
@@ -113,6 +114,7 @@ def _group_norm(x, x_channels, y, out, n, pixels, c, groups, weight, bias, eps, 
                     row[j] = row[j] * factors[i, 0, j] + factors[i, 1, j]
 
 
+@op("norms")
 def group_norm(
     x: np.ndarray | tuple[np.ndarray, ...],
     groups: int,
@@ -252,6 +254,7 @@ def _layer_norm(x, out, rows, c, weight, bias, eps):
             row[j] = (row[j] - mean) * scale * gain[j] + offset[j]
 
 
+@op("norms")
 def layer_norm(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5, *, out: np.ndarray | None = None
 ) -> np.ndarray:

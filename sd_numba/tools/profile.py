@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from .. import kernels
+from ..kernels.machine.ops import listening
 
 
 @dataclass
@@ -22,33 +18,6 @@ class Row:
     calls: int = 0
     seconds: float = 0.0
     gflop: float = 0.0
-
-
-def _linear(result: np.ndarray, _: Any, w: Any, *__: Any, **___: Any) -> tuple[str, float]:
-    return "linear", 2 * result.size // result.shape[-1] * math.prod(w.shape)
-
-
-def _conv2d(result: np.ndarray, x: np.ndarray, w: Any, *_: Any, **__: Any) -> tuple[str, float]:
-    return f"conv2d {w.shape[2]}x{w.shape[3]}", 2 * result.size * math.prod(w.shape[1:])
-
-
-def _attention(result: np.ndarray, q: np.ndarray, k: np.ndarray, *_: Any, **__: Any) -> tuple[str, float]:
-    kind = "self-attention" if q.shape[1] == k.shape[1] else "cross-attention"
-    return kind, 4 * q.size * k.shape[1]
-
-
-def _elementwise(name: str) -> Callable[..., tuple[str, float]]:
-    return lambda *_, **__: (name, 0.0)
-
-
-_COUNTERS: dict[str, Callable[..., tuple[str, float]]] = {
-    "linear": _linear,
-    "conv2d": _conv2d,
-    "attention": _attention,
-    "group_norm": _elementwise("norms"),
-    "layer_norm": _elementwise("norms"),
-    **{name: _elementwise("activations") for name in ("geglu", "gelu", "gelu_tanh", "quick_gelu", "silu")},
-}
 
 
 @contextmanager
@@ -61,28 +30,16 @@ def profile() -> Iterator[dict[str, Row]]:
         One row a kind of kernel, and the row ``everything`` with the time of the whole block at its end.
     """
     rows: dict[str, Row] = defaultdict(Row)
-    originals = {name: getattr(kernels, name) for name in _COUNTERS}
 
-    def counted(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = originals[name](*args, **kwargs)
-            seconds = time.perf_counter() - start
-            kind, flop = _COUNTERS[name](result, *args, **kwargs)
-            row = rows[kind]
-            row.calls, row.seconds, row.gflop = row.calls + 1, row.seconds + seconds, row.gflop + flop / 1e9
-            return result
+    def count(kind: str, flop: float, seconds: float) -> None:
+        row = rows[kind]
+        row.calls, row.seconds, row.gflop = row.calls + 1, row.seconds + seconds, row.gflop + flop / 1e9
 
-        return call
-
-    for name in _COUNTERS:
-        setattr(kernels, name, counted(name))
     start = time.perf_counter()
     try:
-        yield rows
+        with listening(count):
+            yield rows
     finally:
-        for name, original in originals.items():
-            setattr(kernels, name, original)
         seconds, gflop = time.perf_counter() - start, sum(row.gflop for row in rows.values())
         rows["everything"] = Row(sum(row.calls for row in rows.values()), seconds, gflop)
 
