@@ -90,9 +90,9 @@ class Studio:
     Examples
     --------
     >>> from sd_numba.recipes.recipe import Recipe
-    >>> from sd_numba.studio import Studio
+    >>> from sd_numba.studio import Studio, Task
     >>> studio = Studio()
-    >>> making = studio.make([studio.complete(Recipe("a fox in the snow", seed=42))])
+    >>> making = studio.make([studio.complete(Task(Recipe("a fox in the snow", seed=42)))])
     >>> for step in making.run:
     ...     print(step.index + 1, "of", step.total)
     >>> picture = making.pictures()[0]  # .image and .text

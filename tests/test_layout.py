@@ -16,7 +16,6 @@ WIDER = {
     "generation/test_image_golden.py",  # whole pictures from pictures, against diffusers
     "generation/test_precision.py",  # bf16 and int8, from the command line to the picture
     "kernels/winograd/test_winograd_coarse.py",
-    "prompts/test_tags.py",  # of cli/loras.py, until prompts/tags.py is there
     "test_benchmark_option.py",
     "test_layout.py",
     "test_recorded_pictures.py",

@@ -17,12 +17,13 @@ from PIL import Image
 
 from sd_numba.errors import InputError, SdNumbaError
 from sd_numba.files.safetensors import read_header
+from sd_numba.generation.settings import Settings, settings_of
 from sd_numba.pictures.files import open_mask, open_picture
 from sd_numba.recipes.a1111 import parse_parameters
 from sd_numba.recipes.infotext import recipe_from_parameters
 from sd_numba.recipes.png import read_parameters
-from sd_numba.recipes.prompt_file import PER_PICTURE, read_prompt_file
-from sd_numba.recipes.recipe import KINDS, Recipe
+from sd_numba.recipes.prompt_file import OUTPUT, read_prompt_file
+from sd_numba.recipes.recipe import Recipe
 from sd_numba.tools.info import describe
 from tests.fuzz import HOSTILE, make_file, mutate_bytes, mutate_json, run, safetensors_header, try_file
 
@@ -86,9 +87,9 @@ def read_text(text):
     recipe, notes = recipe_from_parameters(parse_parameters(text))
     "\n".join(notes).encode()
     assert not any("\n" in note or len(note) > 600 for note in notes)
-    for name, kind in KINDS.items():
+    for name, about in settings_of(Recipe).items():
         value = getattr(recipe, name)
-        assert value is None or kind(value) == value, name
+        assert value is None or about.kind.read(value) == value, name
     return recipe, notes
 
 
@@ -156,8 +157,8 @@ def test_damaged_prompt_files(tmp_path):
                 ends[f"{name}: refused"] += 1
             else:
                 for row in rows:
-                    assert row.keys() <= {*PER_PICTURE} and row["prompt"].strip()
-                    Recipe(**{key: value for key, value in row.items() if key != "output"})
+                    assert row.keys() <= {*settings_of(Settings), OUTPUT} and row["prompt"].strip()
+                    Recipe(**{key: value for key, value in row.items() if key != OUTPUT})
                 ends[f"{name}: read"] += 1
     assert min(ends.values()) > 25 and len(ends) == 8, ends
 

@@ -34,7 +34,7 @@ def run(pipe, monkeypatch):
 
     def run(*guides, prompt="a red apple", **options):
         with monkeypatch.context() as patched:
-            patched.setattr("sd_numba.pipeline.sample", partial(sample, guides=guides))
+            patched.setattr("sd_numba.generation.run.sample", partial(sample, guides=guides))
             return list(pipe.generate(prompt, **{**FEW, **options}))
 
     return run
@@ -174,7 +174,7 @@ def kinds(pipe, monkeypatch, **options):
         return iter(())
 
     with monkeypatch.context() as patched:
-        patched.setattr("sd_numba.pipeline.sample", look)
+        patched.setattr("sd_numba.generation.run.sample", look)
         pipe.generate("a red apple", **{**FEW, **options})
     return found
 
