@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="Scheduler")
 
+# Where several samplers share a class of diffusers, the first one has the settings that choose among them.
+_SAMPLERS: dict[str, type[Sampler]] = {kind.diffusers_class: kind for kind in reversed(SAMPLERS.values())}
+
 
 class SchedulerConfig(Mapping[str, Any]):
     """The settings of a scheduler, which can be read as attributes as well, and not be changed."""
@@ -70,6 +73,10 @@ class Scheduler:
 
     settings: ClassVar[frozenset[str]] = Sampler.settings
 
+    def __init_subclass__(cls) -> None:
+        """Take the settings of the sampler that the class stands for."""
+        cls.settings = _SAMPLERS[cls.__name__].settings
+
     def __init__(self, **settings: Any) -> None:
         for name in settings:
             if name not in self.settings:
@@ -113,26 +120,51 @@ class Scheduler:
         return f"{type(self).__name__}({dict(self.config)})"
 
 
-def _make_scheduler(kind: type[Sampler]) -> type[Scheduler]:
-    """Make the scheduler class that stands for a sampler, described by the first line of the sampler's docstring."""
-    summary = (kind.__doc__ or "").partition("\n")[0]
-    made: type[Scheduler] = type(
-        kind.diffusers_class, (Scheduler,), {"__module__": __name__, "__doc__": summary, "settings": kind.settings}
-    )
-    return made
+class DDIMScheduler(Scheduler):
+    """DDIM (Song et al., arXiv:2010.02502)."""
 
 
-# Where several samplers share a class of diffusers, the first one has the settings that choose among them.
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    kind.diffusers_class: _make_scheduler(kind) for kind in reversed(SAMPLERS.values())
-}
+class DDPMScheduler(Scheduler):
+    """Ancestral sampling (Ho et al., arXiv:2006.11239)."""
 
 
-def __getattr__(name: str) -> type[Scheduler]:
-    """Return the scheduler class of this name, for ``import`` and pickle."""
-    if name not in SCHEDULERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return SCHEDULERS[name]
+class PNDMScheduler(Scheduler):
+    """Pseudo linear multistep (Liu et al., arXiv:2202.09778)."""
+
+
+class EulerDiscreteScheduler(Scheduler):
+    """Euler's method (Karras et al., arXiv:2206.00364)."""
+
+
+class EulerAncestralDiscreteScheduler(Scheduler):
+    """Euler's method with noise added at each step."""
+
+
+class HeunDiscreteScheduler(Scheduler):
+    """Heun's method (Karras et al., arXiv:2206.00364)."""
+
+
+class LMSDiscreteScheduler(Scheduler):
+    """Linear multistep."""
+
+
+class DPMSolverMultistepScheduler(Scheduler):
+    """DPM-Solver++ (Lu et al., arXiv:2211.01095), also with noise: ``algorithm_type="sde-dpmsolver++"``."""
+
+
+class UniPCMultistepScheduler(Scheduler):
+    """UniPC (Zhao et al., arXiv:2302.04867)."""
+
+
+class LCMScheduler(Scheduler):
+    """Latent consistency models (Luo et al., arXiv:2310.04378)."""
+
+
+# The classes above are written out for readers and type checkers; those of other samplers are made here.
+for _name in _SAMPLERS.keys() - {kind.__name__ for kind in Scheduler.__subclasses__()}:
+    globals()[_name] = type(_name, (Scheduler,), {"__module__": __name__, "__doc__": _SAMPLERS[_name].__doc__})
+
+SCHEDULERS: dict[str, type[Scheduler]] = {kind.__name__: kind for kind in Scheduler.__subclasses__()}
 
 
 def _unknown(owner: str, name: str, known: Collection[str]) -> InputError:
