@@ -33,8 +33,8 @@ def read_value(name: str, value: object, read: Callable[[Any], Any]) -> Any:
     """
     try:
         return read(value)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(error.text, name=f"{name:.80}", found=error.found, expected=error.expected) from None
     except (ValueError, OverflowError) as error:
         expected = error.args[0] if isinstance(error, UnfitError) else "a number of fewer digits"
         raise InputError(name=f"{name:.80}", found=value, expected=expected) from None

@@ -156,7 +156,7 @@ def test_every_sampler_runs(pipe, name):
         ({"num_inference_steps": 100_000}, "100000"),
         ({"num_inference_steps": "20"}, "'20'"),
         ({"scheduler": "eulr"}, "euler"),
-        ({"scheduler": ""}, "unknown sampler ''"),
+        ({"scheduler": ""}, "scheduler: found '', expected one of ddpm, ddim"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found nan"),
         ({"guidance_scale": "high"}, "guidance_scale: found 'high'"),
         ({"rng": "gpu"}, "gpu"),

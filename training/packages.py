@@ -1,4 +1,4 @@
-"""The npm packages that the artwork comes from: whose they are, under which licence; fetched by npm, and checked."""
+"""The npm packages with the artwork: authors, licences, download by npm, and verification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Package:
-    """One version of a package, and what it is used for; ``integrity`` is as in npm's lock files."""
+    """One version of a package, and its purpose; ``integrity`` is as in npm's lock files."""
 
     name: str
     version: str
@@ -28,7 +28,7 @@ class Package:
 
     @property
     def file_name(self) -> str:
-        """What ``npm pack`` calls it."""
+        """Its file name from ``npm pack``."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -69,13 +69,13 @@ PACKAGES = {
 
 
 def fetch_packages(folder: Path, packages: Iterable[Package] = PACKAGES.values()) -> None:
-    """Have npm download into a folder what it lacks."""
+    """Let npm download the packages that a folder lacks."""
     missing = [f"{package.name}@{package.version}" for package in packages if not (folder / package.file_name).exists()]
     if not missing:
         return
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError(f"found no npm, which downloads {' '.join(missing)}; install Node.js, which brings it")
+        raise ValueError(f"npm, which downloads {' '.join(missing)}, is missing; install Node.js, which includes it")
     folder.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", "--loglevel=error", "--pack-destination", str(folder), *missing]
     result = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
@@ -84,7 +84,7 @@ def fetch_packages(folder: Path, packages: Iterable[Package] = PACKAGES.values()
 
 
 def read_members(folder: Path, package: Package, *members: str) -> list[Any]:
-    """Read JSON files of a downloaded package, once its integrity and its licence are found to be the recorded ones."""
+    """Read JSON files of a downloaded package, after checking its integrity and licence against the records."""
     path = folder / package.file_name
     data = path.read_bytes()
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()

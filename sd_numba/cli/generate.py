@@ -109,9 +109,9 @@ def _ordered(options: Mapping[str, Any]) -> tuple[Order, Studio]:
     """Work out which pictures the options ask for."""
     prompt = options["prompt"] if options["prompt"] is not None else options["prompt_option"]
     if options["prompt"] is not None and options["prompt_option"] is not None:
-        raise click.UsageError("two prompts, an argument and -p; give one of them")
+        raise click.UsageError("the prompt is given twice, as an argument and with -p; give it once")
     if prompt is not None and options["prompt_file"] is not None:
-        raise click.UsageError("a prompt and --prompt-file; give one of them")
+        raise click.UsageError("a prompt and --prompt-file exclude each other; give one of them")
     base, settings = None, {name: options[name] for name in KEPT}
     if options["from_file"] is not None:
         base = _again(options["from_file"], settings, options)
@@ -160,7 +160,7 @@ def _note_other_files(base: Recipe, recipe: Recipe) -> None:
     now = dict(recipe.lora_hashes + recipe.ti_hashes)
     for name, digest in base.lora_hashes + base.ti_hashes:
         if name in now and len(digest) == len(now[name]) and digest != now[name]:
-            click.echo(f"Note: {name} was another file (hash {digest}, now {now[name]})", err=True)
+            click.echo(f"Note: {name} has changed since then (hash {digest}, now {now[name]})", err=True)
 
 
 def _check_spacing(spacing: str | None, given: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ class Order:
         """
         try:
             if values["kind"] != KIND:
-                raise InputError(f"found the state of {values['kind']!r:.80}, expected that of {KIND}")
+                raise InputError(f"the state was written by {values['kind']!r:.80}, not by {KIND}")
             jobs = tuple(
                 Job(
                     Recipe.from_json(job["recipe"]),
@@ -100,7 +100,8 @@ class Order:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"found a state without {error}, expected one that was kept by {KIND}") from None
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise InputError(f"not a state that {KIND} can continue: {reason}") from None
 
 
 def opening_of(settings: Mapping[str, Any]) -> Opening:
@@ -163,7 +164,7 @@ def plan_jobs(
         texts = [recipe.prompt] if literal else expand_variants(recipe.prompt)
         first = secrets.randbelow(2**32 - count) if recipe.seed is None else recipe.seed
         if len(recipes) + len(texts) * count > MAX_BATCH:
-            raise InputError(f"more than {MAX_BATCH} pictures to make; split the prompt file")
+            raise InputError(f"more than {MAX_BATCH:,} pictures; ask for fewer, or split the prompt file")
         for text in texts:
             number += 1
             for seed in resolve_seeds(first, count):
@@ -226,5 +227,5 @@ def _check_names(jobs: Sequence[Job]) -> None:
     seen: set[Path] = set()
     for job in jobs:
         if job.path in seen:
-            raise InputError(f"output: {job.path} is the file of two pictures; give them different names")
+            raise InputError(f"output: two pictures have the same file name {job.path}; give them different ones")
         seen.add(job.path)

@@ -67,7 +67,7 @@ class Keeper:
             self.write()
         except InputError as error:
             if self.active or not self.written:
-                click.echo(f"Note: the state of the run is not kept: {error}", err=True)
+                click.echo(f"Note: the state of the run cannot be saved: {error}", err=True)
             self.active, self.takes, self.written = False, LONG, time.perf_counter()
 
     def write(self) -> None:

@@ -31,7 +31,7 @@ MIN_STRING = 8  # bytes of an empty text: its length
 
 
 class _Reader:
-    """Reads values in sequence, and never past the end of the file."""
+    """Reads values in sequence, never past the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 0
@@ -50,14 +50,14 @@ class _Reader:
 
     def skip(self, count: int) -> None:
         if count > len(self.data) - self.at:
-            raise self.fail(f"its header goes on past the end at byte {len(self.data):,}")
+            raise self.fail(f"its header continues past the end of the file at byte {len(self.data):,}")
         self.at += count
 
     def text(self) -> str:
         try:
             return self.take(self.number("Q")).decode("utf-8")
         except UnicodeDecodeError:
-            raise self.fail("found a name that is not Unicode text") from None
+            raise self.fail("a name in its header is not UTF-8") from None
 
     def skip_value(self, kind: int) -> None:
         """Skip the value of a setting."""

@@ -27,7 +27,7 @@ from .hashes import digest_file
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOVED = {"runwayml/stable-diffusion-v1-5": DEFAULT_MODEL}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-AGAIN = "run the same command again, it goes on where it stopped"
+AGAIN = "run the same command again to continue where it stopped"
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Place:
         if found is None:
             return False
         if not file.matches(found):
-            logger.warning("%s: differs from the hub's file; it is fetched again", path)
+            logger.warning("%s: differs from the hub's file; downloading it again", path)
             if self.in_cache:  # other programs would take it for complete
                 found.unlink()
                 path.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def fetch_missing(repository: Repository, place: Place, names: Sequence[str]) ->
     disk = next(folder for folder in (place.store.absolute(), *place.store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(disk).free
     if needed > free:
-        raise DownloadError(f"{disk}: not enough room: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        raise DownloadError(f"{disk}: not enough disk space: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
     for file in missing:
         _fetch(repository, file, place)
 
@@ -213,8 +213,8 @@ def _fetch(repository: Repository, file: HubFile, place: Place) -> None:
     if not file.matches(partial):
         partial.unlink()
         raise DownloadError(
-            f"{file.name}: wrong checksum: what arrived is not {file.checksum[:12]}..., which the hub lists, and was "
-            "removed; run the same command again"
+            f"{file.name}: wrong checksum: the hub lists {file.checksum[:12]}...; the downloaded file was removed; "
+            "run the same command again"
         )
     place.accept(file)
 
@@ -226,7 +226,7 @@ def _lock(stream: Any, file: HubFile) -> None:
 
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DownloadError(f"{file.name}: another download of it is running; wait for that one") from None
+        raise DownloadError(f"{file.name}: another download of this file is running; wait until it ends") from None
     except (ImportError, OSError):  # a file system without locks
         return
 
@@ -246,19 +246,19 @@ def _explained(error: Exception, model: str, revision: str | None, file: str | N
     if isinstance(error, errors.HFValidationError):
         return InputError(f"model: found {model!r}, expected an id of the hub, such as {DEFAULT_MODEL}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return DownloadError(f"{model}: found no revision {revision}; its branches and tags are at {page}/tree/main")
+        return DownloadError(f"{model}: no revision {revision}; its branches and tags are at {page}/tree/main")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             return DownloadError(
                 f"{what}: no access (HTTP {status}): the model does not exist, or it is private or gated: accept its "
-                f"licence at {page} and set HF_TOKEN to a valid token of yours{moved}"
+                f"licence at {page} and set HF_TOKEN to your token{moved}"
             )
         if status == 404:
             return DownloadError(f"{what}: not found at {host}; check the name{moved}")
-        return DownloadError(f"{what}: {host} answers with HTTP {status}; later, {AGAIN}")
+        return DownloadError(f"{what}: {host} answered with HTTP {status}; wait a while, then {AGAIN}")
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, (LookupError, TypeError, ValueError, AttributeError)):
-        return DownloadError(f"{what}: the answer of {host} is not that of a hub ({reason}); check HF_ENDPOINT")
-    stopped = "the connection broke" if file else "no connection"
-    return DownloadError(f"{what}: {stopped}, {host} ({reason}); check the network and {AGAIN}")
+        return DownloadError(f"{what}: {host} does not answer like a Hugging Face hub ({reason}); check HF_ENDPOINT")
+    stopped = "lost the connection to" if file else "cannot connect to"
+    return DownloadError(f"{what}: {stopped} {host} ({reason}); check the network and {AGAIN}")

@@ -112,11 +112,11 @@ def read_scales(info: TensorInfo, mapped: mmap.mmap, scales: tuple[TensorInfo, m
     result = kernels.widen(tensor_view(*scales)).reshape(n)
     bad = np.count_nonzero(~np.isfinite(result) | (result < 0))
     if bad:
-        raise ModelError(f"found {bad} scales that are NaN, infinite or negative, expected none")
+        raise ModelError(f"found {bad} scales that are NaN, infinite or negative")
     rows = tensor_view(info, mapped).reshape(n, math.prod(info.shape[1:]))
     step = max(1, BLOCK // max(1, rows.shape[1]))
     for first in range(0, n, step):
         empty = result[first : first + step] == 0
         if empty.any() and (empty & rows[first : first + step].any(axis=1)).any():
-            raise ModelError("found a scale of 0 for values that are not, expected a larger one")
+            raise ModelError("found a scale of 0 for a row with other values than 0")
     return result

@@ -145,7 +145,7 @@ def _quantized(wide: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Round rows to int8, so that the largest value of each becomes 127. Return the rows and their scales."""
     weight = kernels.quantize(wide)
     if not np.isfinite(weight.scales).all():
-        raise ModelError(f"tensor {name}: holds NaN or infinite values, which int8 cannot; download it again")
+        raise ModelError(f"tensor {name}: has NaN or infinite values, which int8 cannot represent; download it again")
     return weight.values, weight.scales
 
 
@@ -171,7 +171,7 @@ def _narrowed(wide: np.ndarray, wanted: str, name: str) -> bytes:
         narrow = wide.astype(np.float16)
     if (np.isinf(narrow) & np.isfinite(wide)).any():
         largest = np.abs(wide[np.isfinite(wide)]).max()
-        raise ModelError(f"tensor {name}: found the value {largest:g}, float16 ends at 65504; choose bf16")
+        raise ModelError(f"tensor {name}: the value {largest:g} is too large for float16; choose bf16")
     return narrow.tobytes()
 
 
@@ -179,7 +179,7 @@ def check_space(target: Path, nbytes: int) -> None:
     """Raise InputError unless the target's disk has ``nbytes`` bytes free."""
     free = shutil.disk_usage(target.absolute().parent).free
     if nbytes > free:
-        raise InputError(f"{target}: needs {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB of the disk are free; make room")
+        raise InputError(f"{target}: not enough disk space: {nbytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
 
 
 @contextmanager

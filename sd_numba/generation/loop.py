@@ -1,8 +1,8 @@
 """The loop: from noise to clean latents, one call of the UNet after another.
 
-A `Run` is one pass of the sampler. It makes the first latents, asks the network and takes the sampler's steps; all that
-steers the network is in the chain of `sd_numba.generation.guides`. The loop yields a `Step` after each call, whose
-``state`` is all that the rest of the run depends on.
+A `Run` is one pass of the sampler. It prepares the first latents, calls the network and takes the sampler's
+steps; whatever steers the network is in the chain of `sd_numba.generation.guides`. The loop yields a `Step` after each
+call, whose ``state`` is everything that the rest of the run depends on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Step:
     Attributes
     ----------
     index, total : int
-        Number of this call, from 0, and how many calls there are. Some samplers make more than one call for each step.
+        Number of this call, from 0, and the number of calls. Some samplers make more than one call for each step.
     timestep : float
         Timestep of the call.
     latents : ndarray
@@ -67,14 +67,14 @@ def sample(
     model : ModelParts
     request : Request
     state : mapping, optional
-        That of a `Step` of the same request, to go on after it.
+        The ``state`` of a `Step` of the same request, to continue after it.
     guides : sequence of Guide
         Guides that follow those of the request, nearest to the network.
 
     Yields
     ------
     Step
-        Latents that are sent replace those of the step.
+        Latents sent to the generator replace the step's.
 
     Raises
     ------
@@ -124,7 +124,7 @@ class Run:
         The sampler's calls.
     prompts : Prompts
     latents : ndarray, optional
-        Of the pass before, to be refined at this one's size.
+        Those of the previous pass, to be refined at this pass's size.
     guides : sequence of Guide
         Guides that follow those of the request.
     """
@@ -187,7 +187,7 @@ class Run:
         return denoised
 
     def _predict(self, group: int, shown: np.ndarray) -> np.ndarray:
-        """Return the guided prediction for a group's pictures, of the scaled latents of the whole batch."""
+        """Return the guided prediction for a group's pictures, from the scaled latents of the whole batch."""
         request, plan, pictures = self.request, self.plan, self.pictures[group]
         # Prompts that change over the steps have reached their last text when a second pass begins.
         step = self.call * plan.num_steps // len(plan) + 1 if self.number == 0 else LAST
@@ -232,13 +232,13 @@ class Run:
         if found != self.x.shape or not self.call <= state["call"] <= last:
             raise InputError(
                 f"state: found latents of shape {found} after call {state['call']}, expected {self.x.shape} and at "
-                f"most {last} calls; it is that of another run"
+                f"most {last} calls; it belongs to another run"
             )
         self.call, self.x, self.history = state["call"], state["x"], state["history"]
         self.sources = [restore_noise(values) for values in state["noise"]]
         for guide in self.guides:
             if guide.key and guide.key not in state:
-                raise InputError(f"state: it has no {guide.key}; it is that of another run")
+                raise InputError(f"state: it has no {guide.key}; it belongs to another run")
             if guide.key:
                 guide.restore(state[guide.key])
 

@@ -55,12 +55,12 @@ def save_state(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
-        raise InputError(f"{path}: not a file: choose another name for the state of the run")
+        raise InputError(f"{path}: not a regular file; choose another name for the state of the run")
     arrays: dict[str, np.ndarray] = {}
     texts = {"tree": json.dumps(_encode(tree, arrays, {})), "about": json.dumps(dict(about))}
     size = sum(map(len, texts.values()))
     if size > _MAX_TEXT:
-        raise InputError(f"{path}: the state has {size:,} characters of text, expected at most {_MAX_TEXT:,}")
+        raise InputError(f"{path}: the state has {size:,} characters of text, more than {_MAX_TEXT:,}")
     entries = {name: Entry(_NAMES[array.dtype], array.shape, (array.reshape(-1),)) for name, array in arrays.items()}
     metadata = {FORMAT: str(_VERSION), **texts, "sha256": _digest(texts, arrays)}
     with unfinished(path, Path.unlink, replace=True) as temporary:
@@ -90,7 +90,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         header = read_header(path)
         odd = next((info.dtype for info in header.values() if info.dtype not in _STORED or info.scales), None)
         if odd is not None:
-            raise InputError(f"{path}: damaged: found a tensor of {odd}, which no state holds; start the run again")
+            raise InputError(f"{path}: damaged: found a tensor of {odd}, which no state contains; start the run again")
         with map_file(path) as data:
             arrays = {name: tensor_view(info, data).copy() for name, info in header.items()}
     except ModelError as error:
@@ -115,7 +115,7 @@ def _check_texts(path: Path, texts: Mapping[str, str]) -> None:
     if version != str(_VERSION):
         raise InputError(
             f"{path}: a state of version {version!r:.20}, expected {_VERSION}: "
-            "go on with the sd-numba that wrote it, or start the run again"
+            "continue with the version of sd-numba that wrote it, or start the run again"
         )
     missing = next((name for name in ("tree", "about", "sha256") if name not in texts), None)
     if missing is not None:
@@ -130,12 +130,12 @@ def _check_texts(path: Path, texts: Mapping[str, str]) -> None:
 def _encode(value: Any, arrays: dict[str, np.ndarray], known: dict[int, str], depth: int = 0) -> Any:
     """Return a tree as JSON has it; its arrays go to ``arrays``, and their names by id to ``known``."""
     if depth > _MAX_DEPTH:
-        raise InputError(f"a state can be nested {_MAX_DEPTH} deep, found more")
+        raise InputError(f"the state is nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, np.ndarray | np.generic):
         kind = "array" if isinstance(value, np.ndarray) else "scalar"
         dtype = value.dtype.newbyteorder("=")
         if dtype not in _NAMES:
-            raise InputError(f"a state can hold booleans, integers and floats up to 64 bits, found {value.dtype}")
+            raise InputError(f"state: found {value.dtype}, expected booleans, integers or floats of up to 64 bits")
         if id(value) not in known:
             known[id(value)] = str(len(arrays))
             arrays[known[id(value)]] = np.asarray(value, dtype, order="C")
@@ -148,7 +148,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], known: dict[int, str], de
         return items if type(value) is list else {"tuple": items}
     if type(value) is dict and all(type(key) is str for key in value):
         return {"dict": {key: _encode(item, arrays, known, depth + 1) for key, item in value.items()}}
-    raise InputError(f"a state can hold plain values and arrays, found {type(value).__name__} {value!r:.80}")
+    raise InputError(f"state: found {type(value).__name__} {value!r:.80}, expected plain values and arrays")
 
 
 def _decode(value: Any, arrays: Mapping[str, np.ndarray], depth: int = 0) -> Any:

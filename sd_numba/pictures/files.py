@@ -76,20 +76,18 @@ def _open(path: str | os.PathLike[str], convert: Callable[[Image.Image, str], Im
     try:
         image = Image.open(name)
     except FileNotFoundError:
-        raise InputError(f"{name}: found no such file, expected a picture") from None
+        raise InputError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{name}: found a folder, expected a picture") from None
+        raise InputError(f"{name}: is a folder, not a picture") from None
     except PermissionError:
-        raise InputError(
-            f"{name}: found no permission to read it, expected a picture; change its permissions"
-        ) from None
+        raise InputError(f"{name}: permission denied; make the file readable") from None
     except Image.DecompressionBombError as error:
         raise _unusable(name, error) from None
     except Exception:  # Pillow's parsers raise many kinds of errors
-        raise InputError(f"{name}: found something else, expected a picture, such as PNG, JPEG or WebP") from None
+        raise InputError(f"{name}: not a picture in a known format, such as PNG, JPEG or WebP") from None
     with image:
         if image.format in SCRIPTS:
-            raise InputError(f"{name}: found {image.format}, expected a picture of pixels, such as PNG, JPEG or WebP")
+            raise InputError(f"{name}: found {image.format}, expected a bitmap format, such as PNG, JPEG or WebP")
         return convert(image, name)
 
 
@@ -99,7 +97,7 @@ def _unusable(name: str, error: Exception) -> InputError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return InputError(f"{name}: found {count[0]} pixels, expected at most {most}; make the picture smaller")
     reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{name}: found a damaged picture ({reason:.120}), expected a whole one; make or fetch it again")
+    return InputError(f"{name}: the picture is damaged ({reason:.120}); make or download it again")
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -116,7 +114,7 @@ def to_grey(image: Image.Image, name: str) -> Image.Image:
 def _flatten(image: Image.Image, name: str, background: tuple[int, int, int], colours: bool) -> Image.Image:
     """Convert an image of any mode to upright RGB without transparency."""
     if 0 in image.size:
-        raise InputError(f"{name}: found a picture of {image.width}x{image.height} pixels, expected at least 1x1")
+        raise InputError(f"{name}: the picture is empty ({image.width}x{image.height} pixels)")
     try:
         image.load()
         profile, turn = image.info.get("icc_profile"), _turn(image)

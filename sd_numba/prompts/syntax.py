@@ -62,7 +62,7 @@ def expand_variants(text: str) -> list[str]:
     """
     parts = _parse_variants(require_text(text))
     if _count(parts) > MAX_VARIANTS:
-        raise InputError(f"prompt: found over {MAX_VARIANTS:,} combinations of its {{a|b}}, expected fewer; shorten it")
+        raise InputError(f"prompt: more than {MAX_VARIANTS:,} combinations of {{a|b}}; use fewer")
     return list(_combinations(parts))
 
 

@@ -162,8 +162,8 @@ class Tokenizer:
             The word is empty, or stands for others already.
         """
         if not word.strip() or word.lower() in self._words:
-            found = "twice" if word.strip() else "empty"
-            raise InputError(f"embedding {word!r:.80}: found the name {found}; rename it")
+            reason = "the name is taken" if word.strip() else "the name is empty"
+            raise InputError(f"embedding {word!r:.80}: {reason}; rename the file")
         words = {**self._words, word.lower(): ids}
         self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest that fits counts
         self._pattern = re.compile("|".join(f"({whole_word(word).pattern})" for word in self._words), re.IGNORECASE)
@@ -187,11 +187,11 @@ class Tokenizer:
     def _encode(self, text: str) -> list[tuple[int, int]]:
         """All token ids of a text, and where each begins."""
         if not isinstance(text, str):
-            raise InputError(f"found a prompt of type {type(text).__name__}, expected text")
+            raise InputError(f"prompt: found {type(text).__name__}, expected text")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise InputError("the prompt is not valid Unicode text") from None
+            raise InputError("prompt: not valid Unicode text") from None
         pairs: list[tuple[int, int]] = []
         start = 0
         for match in self._pattern.finditer(text) if self._pattern else ():

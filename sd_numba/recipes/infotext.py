@@ -259,7 +259,7 @@ def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
         if all(size) and len(scales) == 1:
             found["hires_scale"] = scales.pop()
         else:
-            reader.notes.append("Hires resize: not supported with another shape, left out")
+            reader.notes.append("Hires resize: a change of aspect ratio is not supported, left out")
     if found["hires_scale"] is None:
         found["strength"] = reader.take("Denoising strength", NUMBER.read)
         found["hires_strength"] = reader.take("Hires denoising strength", NUMBER.read)
@@ -267,7 +267,7 @@ def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
         found["hires_strength"] = reader.take("Denoising strength", NUMBER.read)
         found["strength"] = reader.take("Init image strength", NUMBER.read)
         if upscaler is not None and upscaler != "Latent":
-            reader.notes.append(f"Hires upscaler {upscaler!r:.80}: not supported, Latent takes its place")
+            reader.notes.append(f"Hires upscaler {upscaler!r:.80}: not supported, replaced by Latent")
 
 
 def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
@@ -284,7 +284,7 @@ def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
 def _ask_for_picture(reader: _Reader, found: dict[str, Any]) -> None:
     """Note that another program's text does not say which picture it started from; its hash is of another kind."""
     if found["image_hash"] is not None or (found["strength"] is not None and found["image"] is None):
-        reader.notes.append("Init image: not named, give the picture that this one was made from")
+        reader.notes.append("Init image: not named; give the picture that this one was made from")
     found["image_hash"] = None
 
 

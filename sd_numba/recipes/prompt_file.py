@@ -54,7 +54,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     rows = readers.get(path.suffix.lower(), _text_rows)(path, content)
     found = [_checked(f"{path}: {place}", row) for place, row in rows]
     if not found:
-        raise InputError(f"{path}: found no prompt, expected at least one")
+        raise InputError(f"{path}: no prompt in the file")
     return found
 
 
@@ -65,12 +65,12 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MAX_BYTES:
-        raise InputError(f"{path}: found more than {MAX_BYTES >> 20} MB, expected a file of prompts")
+        raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MB; split the file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}: line {line}: found bytes that are not UTF-8, save it as UTF-8") from None
+        raise InputError(f"{path}: line {line}: not valid UTF-8; save the file as UTF-8") from None
 
 
 def _text_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,18 +97,16 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
             else:
                 yield place, {key: cell for key, cell in zip(header, cells, strict=False) if cell.strip()}
     except csv.Error as error:
-        raise InputError(
-            f"{path}: line {rows.line_num}: found no sound CSV, expected it after RFC 4180: {error}"
-        ) from None
+        raise InputError(f"{path}: line {rows.line_num}: not valid CSV (RFC 4180): {error}") from None
 
 
 def _check_header(place: str, header: list[str]) -> None:
     names = [name.strip().lower() for name in header]
     if "prompt" not in names:
-        raise InputError(f"{place}: found the header {','.join(header)!r:.80}, expected a column prompt")
+        raise InputError(f"{place}: found the header {','.join(header)!r:.80}, expected a column named prompt")
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{place}: found two columns {name!r:.80}, expected one")
+            raise InputError(f"{place}: two columns are named {name!r:.80}; remove one")
 
 
 def _json_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
@@ -132,9 +130,9 @@ def _parse(path: str, content: str, line: int) -> Any:
         return json.loads(content)
     except json.JSONDecodeError as error:
         place = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise InputError(f"{path}: {place}: found no sound JSON, {error.msg}") from None
+        raise InputError(f"{path}: {place}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: line {line}: found JSON nested too deeply or numbers too long") from None
+        raise InputError(f"{path}: line {line}: the JSON is nested too deeply or has too long a number") from None
 
 
 def _kind(value: object) -> str:
@@ -158,9 +156,9 @@ def _checked(place: str, row: object) -> dict[str, Any]:
     known = settings_of(Settings)
     for name in found.keys() - {OUTPUT}:
         if name not in known:
-            raise InputError(f"{place}: {name} holds for the whole run; give it as an option")
+            raise InputError(f"{place}: {name} applies to the whole run; give it as an option")
     if not found.get("prompt", "").strip():
-        raise InputError(f"{place}: found no prompt, expected one")
+        raise InputError(f"{place}: no prompt")
     for name in found.keys() & known.keys():
         if offset := known[name].offset:
             found[name] = max(found[name] - offset, 0)

@@ -89,8 +89,8 @@ def canonical_sampler_name(name: str) -> str:
     found = known.get(compact) or known.get(compact.removeprefix("k"))
     if found is None:
         close = difflib.get_close_matches(compact, known, n=1)
-        hint = f" (did you mean {known[close[0]]!r}?)" if close else ""
-        raise InputError(f"unknown sampler {name!r}{hint}: it can be {', '.join(SAMPLER_NAMES)}")
+        hint = f"; did you mean {known[close[0]]!r}?" if close else ""
+        raise InputError(name="scheduler", found=name, expected=f"one of {', '.join(SAMPLER_NAMES)}{hint}")
     return found
 
 

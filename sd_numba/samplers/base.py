@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..config import ConfigReader
-from ..errors import InputError
+from ..errors import InputError, Range
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 
 Normal = Callable[[], np.ndarray]
@@ -144,11 +144,11 @@ class Sampler:
         """
         num_steps = self._check_steps(num_steps)
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 < strength <= 1:
-            raise InputError(f"the strength must be a number over 0, up to 1, found {strength!r}")
+            raise InputError(name="strength", found=strength, expected="a number above 0, up to 1")
         steps = int(num_steps * float(strength))
         if steps == 0:
             raise InputError(
-                f"strength {strength:g} of {num_steps} steps is less than one step: raise the strength or the steps"
+                f"a strength of {strength:g} runs less than one of {num_steps} steps; raise the strength or the steps"
             )
         return (num_steps - steps) * self.calls_per_step
 
@@ -213,7 +213,8 @@ class Sampler:
         except TypeError:
             n = 0
         if not 1 <= n <= self.num_train_timesteps:
-            raise InputError(f"the number of steps must be from 1 to {self.num_train_timesteps}, found {num_steps!r}")
+            expected = Range("a whole number", 1, self.num_train_timesteps)
+            raise InputError(name="num_inference_steps", found=num_steps, expected=expected)
         return n
 
     def _space(self, num_steps: int, *, skip_end: bool = False, last: int | None = None) -> np.ndarray:

@@ -116,7 +116,7 @@ class DDIM(TimestepSampler):
     def __init__(self, config: Mapping[str, Any], eta: float = 0.0) -> None:
         super().__init__(config)
         if not (math.isfinite(eta) and eta >= 0):
-            raise InputError(f"eta must be 0 or more (0: no noise, 1: as much as DDPM), found {eta!r}")
+            raise InputError(name="eta", found=eta, expected="a number of at least 0 (0: no noise, 1: as much as DDPM)")
         self._limit = X0Limit(self._reader, clip=True, threshold=True)
         self._eta = float(eta)
 

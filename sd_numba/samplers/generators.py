@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_choice
 from ..errors import InputError
 from .noise import Noise, make_noise
 
@@ -36,7 +37,7 @@ class Generator:
 
     def __init__(self, device: Any = "cpu") -> None:
         self.device = str(device)
-        self._rng = self.device.partition(":")[0]
+        self._rng = check_choice("device", self.device.partition(":")[0], ("cpu", "cuda"))
         self.manual_seed(TORCH_SEED)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -97,6 +98,6 @@ def noise_of(generator: Any, count: int) -> tuple[list[Noise], list[int]]:
         elif "torch" in sys.modules and isinstance(one, sys.modules["torch"].Generator):
             streams.append(TorchStream(one))
         else:
-            raise InputError(f"generator: found {type(one).__name__}, expected a sd_numba.Generator or a list of them")
+            raise InputError(f"generator: found {type(one).__name__}, expected an sd_numba.Generator or a list of them")
     seeds = [int(one.initial_seed()) for one in generators]
     return streams, seeds if listed else seeds * count

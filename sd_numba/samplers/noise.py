@@ -141,7 +141,7 @@ def make_noise(rng: str, seed: int) -> TorchNoise | CudaNoise:
         return TorchNoise(seed)
     if rng == "cuda":
         return CudaNoise(seed)
-    raise InputError(f"unknown random number generator {rng!r}: it can be 'cpu' or 'cuda'")
+    raise InputError(name="rng", found=rng, expected="cpu or cuda")
 
 
 def draw(sources: Sequence[Noise], count: int, shape: Iterable[int]) -> np.ndarray:
@@ -177,7 +177,7 @@ def restore_noise(state: Mapping[str, Any]) -> TorchNoise | CudaNoise:
                 draws = CudaNoise(seed)
                 draws._calls = calls
                 return draws
-    raise InputError("found the state of no noise source, expected one of 'cpu' or 'cuda': start the run again")
+    raise InputError("the state of the random generator is damaged; start the run again")
 
 
 def _seed64(seed: int) -> int:
@@ -185,9 +185,9 @@ def _seed64(seed: int) -> int:
     try:
         value = operator.index(seed)
     except TypeError:
-        raise InputError(f"a seed is a whole number, not {seed!r}") from None
-    if not -(2**63) <= value < 2**64:
-        raise InputError(f"the seed {value} does not fit in 64 bits: it can be from -2**63 to 2**64 - 1")
+        value = None
+    if value is None or not -(2**63) <= value < 2**64:
+        raise InputError(name="seed", found=seed, expected="a whole number from -2**63 to 2**64 - 1")
     return value & (2**64 - 1)
 
 

@@ -61,16 +61,16 @@ class NoiseSchedule:
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        known = "trained" if self.trained_betas is not None else " ".join(SCHEDULE_KINDS)
-        if self.kind not in known.split():
-            raise InputError(f"unknown noise schedule {self.kind!r}: it can be {', '.join(SCHEDULE_KINDS)}")
+        kinds = SCHEDULE_KINDS if self.trained_betas is None else ("trained",)
+        if self.kind not in kinds:
+            raise InputError(name="kind", found=self.kind, expected=" or ".join(kinds))
         n = self.num_train_timesteps if self.trained_betas is None else len(self.trained_betas)
         if n != self.num_train_timesteps or n < 2:
             raise InputError(f"found {n} betas, expected one for each of at least 2 training timesteps")
         given = self.trained_betas or tuple(end for end in (self.beta_start, self.beta_end) if end is not None)
         if not all(0 < beta <= 1 for beta in given):
             raise InputError(
-                f"betas (beta_start to beta_end) must be in (0, 1], found {min(given):g} to {max(given):g}"
+                f"found betas (beta_start to beta_end) from {min(given):g} to {max(given):g}, expected them in (0, 1]"
             )
 
     @classmethod
@@ -261,7 +261,7 @@ def predict_x0(prediction_type: str, output: np.ndarray, x: np.ndarray, alpha: A
         return alpha * x - sigma * output
     if prediction_type == "sample":
         return output
-    raise InputError(f"unknown prediction type {prediction_type!r}: it can be {', '.join(PREDICTION_TYPES)}")
+    raise InputError(name="prediction_type", found=prediction_type, expected=" or ".join(PREDICTION_TYPES))
 
 
 def predict_noise(prediction_type: str, output: np.ndarray, x: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:

@@ -232,7 +232,7 @@ def test_select_single_file():
 def test_a_cut_connection_is_resumed(hub, cache, tmp_path):
     for arguments in ([ID], [ID, "--to", str(tmp_path / "folder")]):
         hub.cut[UNET] = 3 << 19
-        assert fails(download(*arguments), UNET, "the connection broke", "run the same command again")
+        assert fails(download(*arguments), UNET, "lost the connection to", "run the same command again")
         (partial,) = tmp_path.rglob("*.incomplete/*" if "--to" in arguments else "*.incomplete")
         kept = partial.read_bytes()
         assert BIG.startswith(kept) and len(kept) > 1 << 20
@@ -276,8 +276,8 @@ def test_a_damaged_file_in_the_cache_is_replaced(hub, cache, caplog):
     path.resolve().write_bytes(b"\0" * len(BIG))
     hub.revive()
     hub.refused["cdn"] = 503, {}
-    assert fails(download(ID), "answers with HTTP 503")
-    assert "differs from the hub's file; it is fetched again" in caplog.text
+    assert fails(download(ID), "answered with HTTP 503")
+    assert "differs from the hub's file; downloading it again" in caplog.text
     assert not os.path.lexists(path)
     del hub.refused["cdn"]
     assert download(ID).exit_code == 0
@@ -294,7 +294,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(hub, cache, caplog):
         (404, {"X-Error-Code": "RepoNotFound"}, [ID, "not found", "check the name"]),
         (404, {"X-Error-Code": "RevisionNotFound"}, [ID, "no revision v9"]),
         (500, {}, ["HTTP 500", "again"]),
-        (200, {}, ["not that of a hub", "HF_ENDPOINT"]),
+        (200, {}, ["does not answer like a Hugging Face hub", "HF_ENDPOINT"]),
     ],
 )
 def test_refusals(hub, status, headers, words):
@@ -312,7 +312,7 @@ def test_the_model_that_has_moved_is_named(hub):
 def test_answers_without_checksums(hub, monkeypatch):
     monkeypatch.setattr(hub, "listing", lambda: json.dumps({"sha": COMMIT, "siblings": [{"rfilename": "a"}]}).encode())
     hub.model = ID
-    assert fails(download(ID), "not that of a hub")
+    assert fails(download(ID), "does not answer like a Hugging Face hub")
     monkeypatch.setattr(hub, "listing", lambda: json.dumps({"id": ID, "sha": COMMIT, "siblings": []}).encode())
     assert fails(download(ID), "neither the folders of a diffusers model nor a safetensors file")
 
@@ -339,7 +339,7 @@ def test_the_token_is_sent_to_the_hub_only(hub, monkeypatch):
 
 def test_no_network(hub, monkeypatch):
     hub.close()
-    assert fails(download(ID), "no connection", hub.url, "check the network")
+    assert fails(download(ID), "cannot connect to", hub.url, "check the network")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fails(download(ID), "HF_HUB_OFFLINE is set")
 
@@ -347,7 +347,7 @@ def test_no_network(hub, monkeypatch):
 def test_no_room(hub, cache, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2 << 20, 0, 2 << 20))
-    assert fails(download(ID), "not enough room", "0.00 GB are needed")
+    assert fails(download(ID), "not enough disk space", "0.00 GB needed")
     assert hub.asked("resolve") == ["model_index.json"]
     partial = cache / "blobs" / f"{hashlib.sha256(BIG).hexdigest()}.incomplete"
     partial.write_bytes(BIG[: 1 << 19])  # for which there need not be room any more

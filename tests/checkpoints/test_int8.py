@@ -76,7 +76,7 @@ def test_scales_in_bfloat16_and_unaligned(tmp_path):
         (lambda t: t.update({"a.weight_scale": np.ones((4, 1), np.float64)}), "found scales F64 (4, 1), expected F32"),
         (lambda t: t["a.weight_scale"].put([0, 3], [np.nan, np.inf]), "found 2 scales that are NaN, infinite or neg"),
         (lambda t: t["a.weight_scale"].put(2, -0.5), "found 1 scales that are NaN, infinite or negative"),
-        (lambda t: t["a.weight_scale"].put(2, 0), "found a scale of 0 for values that are not"),
+        (lambda t: t["a.weight_scale"].put(2, 0), "found a scale of 0 for a row with other values than 0"),
     ],
 )
 def test_wrong_scales(tmp_path, change, expected):

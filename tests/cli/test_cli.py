@@ -179,7 +179,7 @@ def test_output_that_cannot_be_written():
         (["--sampler", "eulr"], ["eulr", "euler"]),
         (["-W", "0"], ["-W: found 0, expected a whole number"]),
         (["-W", "-8"], ["-W: found -8"]),
-        (["--sampler", ""], ["unknown sampler ''"]),
+        (["--sampler", ""], ["--sampler: found '', expected one of ddpm, ddim"]),
         (
             ["--sampler", "pndm", "--scheduler", "karras"],
             ["pndm does not support the spacing karras", ": euler, heun"],

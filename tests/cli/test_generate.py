@@ -388,11 +388,11 @@ def test_what_cannot_be_gone_on_with(run, made, inputs, monkeypatch):
     assert "nothing.state" in error(run("--resume", "nothing.state"))
     tree, about = state.load_state(kept)
     for change, words in [
-        ({"kind": "dreaming"}, "found the state of 'dreaming', expected that of sd-numba generate"),
-        ({"jobs": 7}, "found a state without"),
+        ({"kind": "dreaming"}, "the state was written by 'dreaming', not by sd-numba generate"),
+        ({"jobs": 7}, "not a state that sd-numba generate can continue: 'int' object"),
         ({"jobs": [{**about["jobs"][0], "recipe": {"prompt": 5}}]}, "prompt: found 5, expected a text"),
         ({"done": 2}, "done: found 2, expected a whole number from 0 to 1"),
-        ({"settings": {}}, "found a state without 'model'"),
+        ({"settings": {}}, "not a state that sd-numba generate can continue: 'model' is missing"),
     ]:
         state.save_state("changed.state", tree, {**about, **change})
         assert words in error(run("--resume", "changed.state"))
@@ -400,7 +400,7 @@ def test_what_cannot_be_gone_on_with(run, made, inputs, monkeypatch):
         state.save_state("changed.state", {**tree, **change}, about)
         result = run("--resume", "changed.state")
         assert result.exit_code == 1 and "Traceback" not in result.stderr
-        assert "it is that of another run" in result.stderr.splitlines()[-1]
+        assert "it belongs to another run" in result.stderr.splitlines()[-1]
     recipe = {**about["jobs"][0]["recipe"], "model_hash": "0123456789"}
     state.save_state("changed.state", tree, {**about, "jobs": [{**about["jobs"][0], "recipe": recipe}]})
     assert "the model emoji-world has changed since" in error(run("--resume", "changed.state"))
@@ -414,7 +414,7 @@ def test_a_full_disk_stops_neither_the_run_nor_the_picture(made, tmp_path, monke
 
     monkeypatch.setattr(progress, "save_state", fail)
     result = made("a red apple", *SMALL, "--state", "run.state")
-    assert result.stderr.count("the state of the run is not kept: run.state: cannot be written: No space left") == 1
+    assert result.stderr.count("the state of the run cannot be saved: run.state: cannot be written: No space left") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["output.png"]
 
 
@@ -459,16 +459,16 @@ def test_long_times_are_said_in_hours():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-i", "none.png"], "none.png: found no such file"),
-        (["-i", "text.txt"], "text.txt: found something else, expected a picture"),
-        (["-i", "."], "found a folder, expected a picture"),
+        (["-i", "none.png"], "none.png: no such file"),
+        (["-i", "text.txt"], "text.txt: not a picture in a known format"),
+        (["-i", "."], "is a folder, not a picture"),
         (["--mask", "mask.png"], "--mask needs --init-img as well"),
         (["--strength", "0.5"], "--strength needs --init-img as well"),
         (["--expand", "8,8,8,8"], "--expand needs --init-img as well"),
-        (["-i", "photo.png", "--mask", "none.png"], "none.png: found no such file"),
+        (["-i", "photo.png", "--mask", "none.png"], "none.png: no such file"),
         (["-i", "photo.png", "--strength", "1.5"], "--strength: found 1.5, expected a number from 0 to 1"),
         (["-i", "photo.png", "--strength", "nan"], "--strength: found nan, expected a number"),
-        (["-i", "photo.png", "--strength", "0.1"], "less than one step"),
+        (["-i", "photo.png", "--strength", "0.1"], "a strength of 0.1 runs less than one of 4 steps"),
         (["-i", "photo.png", "--expand", "-8,0,0,0"], "--expand: found -8, expected a whole number from 0 to 4096"),
         (["-i", "photo.png", "--expand", "99999,0,0,0"], "--expand: found 99999"),
         (
@@ -510,14 +510,14 @@ def test_mistakes_are_one_line_and_leave_nothing(run, inputs, arguments, words):
 
 def test_prompts_that_do_not_fit_together(run, made, tmp_path):
     (tmp_path / "p.txt").write_text("a fox")
-    assert "a prompt and --prompt-file; give one of them" in run("a cat", "--prompt-file", "p.txt").stderr
+    assert "a prompt and --prompt-file exclude each other" in run("a cat", "--prompt-file", "p.txt").stderr
     (tmp_path / "p.json").write_text(json.dumps([{"prompt": "a fox", "steps": "many"}]))
     assert "p.json: prompt 1: steps: found 'many', expected a whole number" in error(run("--prompt-file", "p.json"))
     (tmp_path / "p.json").write_text(
         json.dumps([{"prompt": "a", "output": "x.png"}, {"prompt": "b", "output": "x.png"}])
     )
-    assert "output: x.png is the file of two pictures" in error(run("--prompt-file", "p.json", *SMALL))
-    assert "more than 10000 pictures" in error(run("{a|b}", *SMALL, "-b", "9000"))
+    assert "output: two pictures have the same file name x.png" in error(run("--prompt-file", "p.json", *SMALL))
+    assert "more than 10,000 pictures" in error(run("{a|b}", *SMALL, "-b", "9000"))
 
 
 def test_options_that_go_beside_a_stopped_run_exist():

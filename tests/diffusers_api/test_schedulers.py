@@ -161,9 +161,16 @@ def test_a_generator_is_the_stream_of_its_seed():
     assert Generator().manual_seed(-1).initial_seed() == 2**64 - 1
 
 
-@pytest.mark.parametrize(("arguments", "seed"), [(("mps",), 0), ((), "0"), ((), 2**64)])
-def test_wrong_generators(arguments, seed):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("arguments", "seed", "words"),
+    [
+        (("mps",), 0, "^device: found 'mps', expected cpu or cuda$"),
+        ((), "0", "^seed: found '0', expected a whole number"),
+        ((), 2**64, "^seed: found 18446744073709551616, expected a whole number"),
+    ],
+)
+def test_wrong_generators(arguments, seed, words):
+    with pytest.raises(InputError, match=words):
         Generator(*arguments).manual_seed(seed)
 
 

@@ -112,7 +112,7 @@ SECOND = struct.pack("<IQIQ", 1, 2, 0, 64)
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda d: d[:100], "goes on past the end at byte 100"),
+        (lambda d: d[:100], "continues past the end of the file at byte 100"),
         (lambda d: d[:-70], "ends at byte"),
         (lambda d: d[:4] + struct.pack("<I", 1) + d[8:], "GGUF version 1, expected 2 or 3"),
         (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], "damaged or truncated"),

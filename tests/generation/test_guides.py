@@ -123,7 +123,7 @@ def test_its_state_survives_a_file(run, tmp_path):
 
 def test_a_state_without_it_is_that_of_another_run(run):
     state = run()[1].state
-    with pytest.raises(InputError, match="state: it has no push; it is that of another run"):
+    with pytest.raises(InputError, match="state: it has no push; it belongs to another run"):
         run(Push(), state=state)
     with pytest.raises(InputError, match="state: it has no caches"):
         run(state={key: value for key, value in state.items() if key != "caches"})

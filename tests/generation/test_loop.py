@@ -111,7 +111,7 @@ def test_a_state_is_no_view_of_the_run(pipe, steps):
 
 @pytest.mark.parametrize("change", [{"x": np.zeros((1, 4, 8, 8), np.float32)}, {"call": 6}, {"call": -1}])
 def test_a_state_of_another_run_is_refused(pipe, steps, change):
-    with pytest.raises(InputError, match=r"state: found latents .* it is that of another run"):
+    with pytest.raises(InputError, match=r"state: found latents .* it belongs to another run"):
         next(pipe.generate("a red apple", **FEW, state={**steps[1].state, **change}))
 
 
@@ -177,7 +177,7 @@ def test_a_batch_with_a_second_pass_is_each_of_it(pipe):
         ({"hires_scale": 16, "width": 4096}, "width: found 65536|memory"),
         ({"hires_scale": 2, "hires_steps": 2000}, "hires_steps: found 2000, expected a whole number from 0 to 1000"),
         ({"hires_scale": 2, "hires_strength": 0}, "strength"),
-        ({"hires_scale": 2, "hires_strength": 0.01}, "less than one step"),
+        ({"hires_scale": 2, "hires_strength": 0.01}, "a strength of 0.01 runs less than one of 5 steps"),
     ],
 )
 def test_second_passes_that_are_none(pipe, options, words):

@@ -93,10 +93,10 @@ def test_an_array_that_occurs_twice_is_stored_once(tmp_path):
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        (1j, "plain values and arrays, found complex"),
+        (1j, "found complex 1j, expected plain values and arrays"),
         ({1: 2}, "found dict"),
         ({"a": {2}}, "found set"),
-        (np.zeros(2, np.complex64), "booleans, integers and floats up to 64 bits, found complex64"),
+        (np.zeros(2, np.complex64), "found complex64, expected booleans, integers or floats of up to 64 bits"),
         (np.array(["a"]), "found <U1"),
         (np.zeros(2, object), "found object"),
     ],
@@ -111,10 +111,10 @@ def test_trees_that_are_too_deep_or_too_long(tmp_path, monkeypatch):
     tree = []
     for _ in range(60):
         tree = [tree]
-    with pytest.raises(InputError, match="nested 50 deep"):
+    with pytest.raises(InputError, match="nested more than 50 levels deep"):
         save_state(tmp_path / "a", tree, {})
     monkeypatch.setattr(state, "_MAX_TEXT", 100)
-    with pytest.raises(InputError, match="characters of text, expected at most 100"):
+    with pytest.raises(InputError, match="characters of text, more than 100"):
         save_state(tmp_path / "a", None, {"text": "x" * 100})
     assert os.listdir(tmp_path) == []
 
@@ -134,7 +134,7 @@ def test_a_failure_leaves_the_state_before_and_nothing_else(tmp_path, monkeypatc
 
 def test_devices_and_folders_are_not_replaced(tmp_path):
     for path in ("/dev/null", tmp_path):
-        with pytest.raises(InputError, match="not a file: choose another name"):
+        with pytest.raises(InputError, match="not a regular file; choose another name"):
             save_state(path, 1, {})
     with pytest.raises(InputError):
         save_state(tmp_path / "none" / "run.state", 1, {})
@@ -208,7 +208,7 @@ def rewrite(path, change):
 
 def test_newer_versions_say_so(kept):
     rewrite(kept, lambda header: header["__metadata__"].update(sd_numba_state="2"))
-    assert "a state of version '2', expected 1: go on with the sd-numba that wrote it" in refused(kept)
+    assert "a state of version '2', expected 1: continue with the version of sd-numba that wrote it" in refused(kept)
 
 
 @pytest.mark.parametrize("key", ["tree", "about", "sha256"])

@@ -146,25 +146,25 @@ def refused(path):
     for function in (open_picture, open_mask):
         with pytest.raises(InputError) as caught:
             function(path)
-        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: found ")
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
     return str(caught.value)
 
 
 def test_files_that_are_none(tmp_path, monkeypatch):
-    assert "found no such file, expected a picture" in refused(tmp_path / "none.png")
-    assert "found a folder" in refused(tmp_path)
+    assert "no such file" in refused(tmp_path / "none.png")
+    assert "is a folder, not a picture" in refused(tmp_path)
     (tmp_path / "text.png").write_text("a red apple")
-    assert "found something else, expected a picture, such as PNG" in refused(tmp_path / "text.png")
+    assert "not a picture in a known format, such as PNG" in refused(tmp_path / "text.png")
     (tmp_path / "empty.png").touch()
-    assert "found something else" in refused(tmp_path / "empty.png")
+    assert "not a picture in a known format" in refused(tmp_path / "empty.png")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    assert "found EPS, expected a picture of pixels" in refused(tmp_path / "a.eps")
+    assert "found EPS, expected a bitmap format" in refused(tmp_path / "a.eps")
 
     def deny(name):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.Image, "open", deny)
-    assert "found no permission to read it" in refused(tmp_path / "text.png")
+    assert "permission denied; make the file readable" in refused(tmp_path / "text.png")
 
 
 def test_damaged_pictures(tmp_path):
@@ -172,7 +172,7 @@ def test_damaged_pictures(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)).save(content, "PNG")
     path = tmp_path / "cut.png"
     path.write_bytes(content.getvalue()[:5000])
-    assert "found a damaged picture (" in refused(path)
+    assert "the picture is damaged (" in refused(path)
     changed = bytearray(content.getvalue())
     for place in range(60, len(changed), 7):  # from the first pixels on
         changed[place] ^= 255

@@ -160,9 +160,9 @@ def test_second_passes_by_size_and_other_upscalers():
         f"a\n{LINE.format('Euler')}, Denoising strength: 0.5, Hires resize: 1024x1024, Hires upscaler: 4x"
     )
     assert found.hires_scale == 2 and found.hires_strength == 0.5
-    assert notes == ["Hires upscaler '4x': not supported, Latent takes its place"]
+    assert notes == ["Hires upscaler '4x': not supported, replaced by Latent"]
     found, notes = read(f"a\n{LINE.format('Euler')}, Hires resize: 1024x768")
-    assert found.hires_scale is None and notes == ["Hires resize: not supported with another shape, left out"]
+    assert found.hires_scale is None and notes == ["Hires resize: a change of aspect ratio is not supported, left out"]
 
 
 def test_a_picture_from_a_picture_of_another_program():
@@ -170,7 +170,7 @@ def test_a_picture_from_a_picture_of_another_program():
         f"a\n{LINE.format('Euler')}, Denoising strength: 0.6, Init image hash: 0123456789, Mask blur: 4"
     )
     assert found.strength == 0.6 and found.image_hash is None and found.image is None
-    assert notes[0].startswith("Init image: not named, give the picture")
+    assert notes[0].startswith("Init image: not named; give the picture")
     assert "Mask blur: not supported, left out" in notes
 
 

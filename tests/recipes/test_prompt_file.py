@@ -42,30 +42,30 @@ def test_files(tmp_path, name, content, wanted):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", "", "found no prompt, expected at least one"),
-        ("a.txt", "# nothing\n", "found no prompt"),
-        ("a.txt", b"a fox\n\xff\xfe", "line 2: found bytes that are not UTF-8, save it as UTF-8"),
-        ("a.csv", "text,seed\na,1\n", "line 1: found the header 'text,seed', expected a column prompt"),
-        ("a.csv", "prompt,Seed,seed\na,1,2\n", "line 1: found two columns 'seed', expected one"),
+        ("a.txt", "", "a.txt: no prompt in the file"),
+        ("a.txt", "# nothing\n", "a.txt: no prompt in the file"),
+        ("a.txt", b"a fox\n\xff\xfe", "line 2: not valid UTF-8; save the file as UTF-8"),
+        ("a.csv", "text,seed\na,1\n", "line 1: found the header 'text,seed', expected a column named prompt"),
+        ("a.csv", "prompt,Seed,seed\na,1,2\n", "line 1: two columns are named 'seed'; remove one"),
         ("a.csv", "prompt\na,b\n", "line 2: found 2 cells, expected 1, as in the header"),
         ("a.csv", 'prompt,seed\n\n"a\nb",1\nc,many\n', "line 5: seed: found 'many', expected a whole number"),
-        ("a.csv", 'prompt\n"a" b\n', "found no sound CSV"),
-        ("a.csv", "prompt,seed\n,5\n", "line 2: found no prompt, expected one"),
+        ("a.csv", 'prompt\n"a" b\n', r"line 2: not valid CSV \(RFC 4180\): "),
+        ("a.csv", "prompt,seed\n,5\n", "line 2: no prompt"),
         ("a.json", "[1]", "prompt 1: found a number, expected a prompt or an object with settings"),
         ("a.json", "{}", r"found an object, expected a list of prompts or \{\"prompts\": \[...\]\}"),
-        ("a.json", '["a",\n]', "line 2, column 1: found no sound JSON"),
-        ("a.json", "[" * 100_000, "found JSON nested too deeply"),
+        ("a.json", '["a",\n]', "line 2, column 1: not valid JSON: "),
+        ("a.json", "[" * 100_000, "the JSON is nested too deeply"),
         ("a.json", '[{"prompt": "a", "width": "wide"}]', "prompt 1: width: found 'wide', expected a whole number"),
         ("a.json", '[{"prompt": "a", "stepps": 5}]', "prompt 1: stepps: unknown setting"),
         (
             "a.json",
             '[{"prompt": "a", "precision": "f32"}]',
-            "prompt 1: precision holds for the whole run; give it as an",
+            "prompt 1: precision applies to the whole run; give it as an",
         ),
-        ("a.json", '[{"prompt": "a", "model": "x"}]', "prompt 1: model_name holds for the whole run"),
+        ("a.json", '[{"prompt": "a", "model": "x"}]', "prompt 1: model_name applies to the whole run"),
         ("a.json", '[{"prompt": "a", "output": 5}]', "prompt 1: output: found 5, expected a text"),
-        ("a.json", '[{"seed": 5}]', "prompt 1: found no prompt"),
-        ("a.jsonl", '"a"\n{"prompt"\n', "line 2, column 10: found no sound JSON"),
+        ("a.json", '[{"seed": 5}]', "prompt 1: no prompt"),
+        ("a.jsonl", '"a"\n{"prompt"\n', "line 2, column 10: not valid JSON: "),
         ("a.jsonl", '"a"\nnull\n', "line 2: found null, expected a prompt"),
     ],
 )
@@ -81,7 +81,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="cannot be read: "):
             read_prompt_file(path)
     monkeypatch.setattr(prompt_file, "MAX_BYTES", 1 << 20)
-    with pytest.raises(InputError, match="found more than 1 MB, expected a file of prompts"):
+    with pytest.raises(InputError, match="larger than 1 MB; split the file"):
         read_prompt_file(made(tmp_path, "a.txt", "a" * (1 << 20) + "b"))
 
 

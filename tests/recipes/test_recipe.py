@@ -137,7 +137,7 @@ def test_other_programs_names(given, wanted):
         ({"expand": "1,2,3"}, "expand: found '1,2,3', expected 4 whole numbers"),
         ({"cfg_interval": 0.5}, "cfg_interval: found 0.5, expected 2 numbers: from, to"),
         ({"vae_tiling": "perhaps"}, "vae_tiling: found 'perhaps', expected true or false"),
-        ({"sampler": "restart"}, "unknown sampler 'restart'"),
+        ({"sampler": "restart"}, "sampler: found 'restart', expected one of ddpm, ddim"),
         ({"schedule_type": "karras"}, "scheduler: spacing karras needs a sampler as well"),
         (
             {"sampler": "ddim", "schedule_type": "karras"},

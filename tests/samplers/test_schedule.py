@@ -99,7 +99,7 @@ def test_bad_config(config):
 
 
 def test_bad_arguments():
-    with pytest.raises(InputError, match="linear, scaled_linear, cosine"):
+    with pytest.raises(InputError, match=r"kind: found .*, expected linear or scaled_linear or cosine"):
         NoiseSchedule("square")
     with pytest.raises(InputError, match="betas"):
         NoiseSchedule("linear", beta_end=3.0)
@@ -131,7 +131,7 @@ def test_predictions(prediction_type):
 
 
 def test_unknown_prediction():
-    with pytest.raises(InputError, match="epsilon, v_prediction, sample"):
+    with pytest.raises(InputError, match=r"prediction_type: found .*, expected epsilon or v_prediction or sample"):
         predict_x0("flow", np.zeros(1), np.zeros(1), 1.0, 0.0)
 
 

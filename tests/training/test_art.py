@@ -145,7 +145,7 @@ def test_another_licence(tmp_path):
 def test_no_npm(tmp_path, packages, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     fetch_packages(tmp_path, packages.values())  # all there
-    with pytest.raises(ValueError, match=r"found no npm, which downloads @iconify-json/.*@1\.2\.6 .*; install Node"):
+    with pytest.raises(ValueError, match=r"npm, which downloads @iconify-json/.*@1\.2\.6 .*, is missing; install Node"):
         fetch_packages(tmp_path, PACKAGES.values())
 
 
