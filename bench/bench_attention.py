@@ -14,7 +14,7 @@ CASES = {
 }
 
 
-PRECISIONS = [p for p in kernels.precisions() if p != "int8"]  # attention has none of its own
+PRECISIONS = [p for p in kernels.precisions() if p != "int8"]  # attention has no int8 version
 
 
 @pytest.mark.parametrize(

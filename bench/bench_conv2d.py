@@ -1,4 +1,4 @@
-"""3x3 convolutions by the direct algorithm: what Winograd's cannot do, or not as fast."""
+"""3x3 convolutions by the direct algorithm, where Winograd's is impossible or slower."""
 
 import numpy as np
 import pytest

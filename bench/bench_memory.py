@@ -21,7 +21,7 @@ FIELDS = ("Anonymous", "Rss")
 
 
 def peak_memory(command: list[str]) -> tuple[dict[str, float], float]:
-    """Run a command; returns the most MB of each kind of memory that it held, and its seconds."""
+    """Run a command; return its peak of each kind of memory in MB, and its duration in seconds."""
     most = dict.fromkeys(FIELDS, 0.0)
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

@@ -22,13 +22,13 @@ from sd_numba.tools.profile import profile, table
 
 
 def held(field: str) -> float:
-    """Return how many MB of memory of one kind the process holds: ``Rss`` or ``Anonymous``."""
+    """Return the process's memory of one kind, ``Rss`` or ``Anonymous``, in MB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def memory() -> str:
-    """Return what the process holds in memory now, and the most that it ever held."""
+    """Return the process's current and peak memory."""
     anonymous, peak = held("Anonymous"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return f"anonymous {anonymous:.0f} MB, file-backed {held('Rss') - anonymous:.0f} MB, peak resident {peak:.0f} MB"
 

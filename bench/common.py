@@ -1,4 +1,4 @@
-"""Measure a kernel next to torch, NumPy and the machine's peak, and format what was found.
+"""Measure a kernel next to torch, NumPy and the machine's peak, and format the results.
 
 They take turns in one process: ours, torch, NumPy, a loop that measures the peak, and again. A ratio is the median of
 the rounds' ratios, so the speed of the machine may drift. Every library makes a new array for its result, and what they
@@ -19,15 +19,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sd_numba import kernels
 from sd_numba.kernels.machine.peak import measure_peak
 
-# Now, because Numba must not start its threads first: torch would then share Numba's OpenMP, in which Numba allows
-# threads to start threads, and torch's attention would take 20 times as long.
+# Imported here, because Numba must not start its threads first: torch would then share Numba's OpenMP, in which Numba
+# allows threads to start threads, and torch's attention would take 20 times as long.
 try:
     import torch
 except ImportError:
     torch = None
 
-_TURN = 0.003  # seconds: a short call is repeated until its turn takes so long
-_SECONDS, _FEWEST, _MOST = 2.0, 5, 15  # of a case: about so long, but within these numbers of rounds
+_TURN = 0.003  # seconds: a short call is repeated until its turn takes this long
+_SECONDS, _FEWEST, _MOST = 2.0, 5, 15  # of a case: about this long, but within these numbers of rounds
 _TOLERANCES = {
     "f32": 1e-4,
     "bf16": 3e-2,
@@ -38,7 +38,7 @@ Call = Callable[[], Any]
 
 
 def normal(*shape: int) -> np.ndarray:
-    """Normally distributed float32."""
+    """Return normally distributed float32 values."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
@@ -64,7 +64,7 @@ def _seconds(call: Call, loops: int = 1) -> float:
 
 
 def _warm(call: Call, loops: int) -> None:
-    """Wake a library's threads, and load its arrays, for the turn of a short call; a long one takes no notice."""
+    """Wake a library's threads and load its arrays before the turn of a short call; a long one is not affected."""
     if loops > 1:
         _seconds(call, loops)
 
@@ -85,7 +85,7 @@ def compare(
     numpy: Call | None = None,
     precision: str = "f32",
 ) -> None:
-    """Time `ours` with pytest-benchmark, the others in between, and put what follows into ``extra_info``.
+    """Time `ours` with pytest-benchmark, the others in between, and put the results into ``extra_info``.
 
     Parameters
     ----------

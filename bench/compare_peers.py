@@ -42,7 +42,7 @@ PAUSE = 0.1  # seconds between turns: thread pools spin for some milliseconds be
 
 @dataclass
 class Contestant:
-    """The near end: a process, and what it answered."""
+    """Our end of a contestant: its process and its answers."""
 
     name: str
     job: Job
@@ -101,7 +101,7 @@ class Contestant:
 
 
 def prepare_openvino(job: Job, names: list[str]) -> None:
-    """Fill the cache with what the contestants of OpenVINO need; a process for each step, to have its memory back."""
+    """Fill the cache for the OpenVINO contestants, each step in a process of its own, so that its memory is freed."""
     steps = [convert] * any(name.startswith("openvino") for name in names) + [quantise] * ("openvino int8" in names)
     for step in steps:
         process = multiprocessing.get_context("spawn").Process(target=step, args=(job,))
@@ -135,7 +135,7 @@ def compete(job: Job, names: list[str], runs: int) -> tuple[list[Contestant], li
 def differences(contestants: list[Contestant]) -> tuple[str, dict[str, float]]:
     """Return whose result is the reference, and how far each is from it, relative to its largest value.
 
-    The reference is a peer rather than ours, but above all of the highest precision.
+    The reference has the highest precision; among equals, a peer is preferred to ours.
     """
     outputs = {c.name: c.first.output for c in contestants if c.first is not None}
     ranks = {c.name: (list(LIMITS).index(c.precision), c.name not in PEERS) for c in contestants}
@@ -150,11 +150,11 @@ def ratio(ours: Contestant, theirs: Contestant) -> str:
     return f"{statistics.median(pairs):.2f}" if pairs and not ours.failure + theirs.failure else "?"
 
 
-# ---- the section
+# ---- the section of the results
 
 
 def title(job: Job) -> str:
-    """Return what a work is, in words."""
+    """Return a description of a work."""
     return {
         "text": "Text encoder, 2x77 tokens",
         "unet": f"UNet pass, {job.size} px, batch 2, two different samples",
@@ -165,7 +165,7 @@ def title(job: Job) -> str:
 
 
 def table(job: Job, contestants: list[Contestant], peaks: list[float], far: dict[str, float], reference: str) -> str:
-    """Return a work's table with its title, and what it comes to."""
+    """Return a work's table with its title and a summary."""
     ours = contestants[0]
     gflop = ours.first.gflop if ours.first else 0.0
     lines = [f"### {title(job)}", ""]
@@ -191,7 +191,7 @@ def table(job: Job, contestants: list[Contestant], peaks: list[float], far: dict
 
 
 def verdicts(contestants: list[Contestant]) -> list[str]:
-    """Return how we compare with the fastest peer of the same precision, and in float32 with that of each."""
+    """Compare ours with the fastest peer of the same precision; ours in float32 with that of every precision."""
     finished = [c for c in contestants if c.seconds and not c.failure]
     lines = []
     for ours in (c for c in finished if c.name.startswith("ours")):

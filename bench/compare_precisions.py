@@ -1,4 +1,4 @@
-"""Compare what bf16 and int8 compute with float32: pictures of the embedded model, networks of a full-size one.
+"""Compare bf16 and int8 with float32: pictures of the embedded model, and networks of a full-size one.
 
     python -m bench.compare_precisions [FOLDER] [--model MODEL] [--count 50] [--strips DIR] [--picture FILE] [--write]
 
@@ -40,7 +40,7 @@ MOST_RMS = {"bf16": 1e-2, "int8": 4e-2}  # relative, of a pass of the UNet
 SEED = 0
 TIMESTEPS = (900, 500, 100)
 GUIDANCE = 7.5
-STANDS_OUT = 0.1  # of the range, in one channel at least: what differs more from the border's colour is the object
+STANDS_OUT = 0.1  # of the range, in any channel: pixels that differ more from the border's colour are the object
 COLOUR, AREA = 0.02, 0.01  # tolerances of the judge: of the range in each channel, of the picture
 LOOK_BELOW = 30.0  # dB: a person should look at these
 WORST = 5  # prompts named
@@ -50,7 +50,7 @@ ENLARGED = 4
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture next to that of its prompt in float32: how far it is, and whose float32 picture is nearest."""
+    """A picture compared with float32: its distance from its own prompt's, and the prompt whose picture is nearest."""
 
     prompt: str
     psnr: float
@@ -75,7 +75,7 @@ def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def find_object(picture: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mean colour and the share of the area of what stands out from the border of a picture (h, w, 3)."""
+    """Return the mean colour of what stands out from the border of a picture (h, w, 3), and its share of the area."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     background = np.median(border, axis=0)
     mask = np.abs(picture - background).max(axis=2) > STANDS_OUT
@@ -83,7 +83,7 @@ def find_object(picture: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def judge(prompts: list[str], found: np.ndarray, expected: np.ndarray) -> list[Judged]:
-    """Judge pictures (b, h, w, 3) by those in float32."""
+    """Compare pictures (b, h, w, 3) with those in float32."""
     judged = []
     for prompt, picture, own in zip(prompts, found, expected, strict=True):
         nearest = int(np.square(expected - picture).mean(axis=(1, 2, 3)).argmin())
@@ -106,7 +106,7 @@ def normal_latents(pipe: StableDiffusionPipeline) -> np.ndarray:
 
 
 def passes(pipe: StableDiffusionPipeline) -> list[np.ndarray]:
-    """Return what the UNet gives at each timestep, (2, 4, h, w): without the prompt, and with it."""
+    """Return the UNet's output at each timestep, (2, 4, h, w): without the prompt, and with it."""
     context = pipe.unet.encode_context(pipe.text_encoder(pipe.tokenizer(["", "a cat on a beach"])))
     return [pipe.unet(normal_latents(pipe), timestep, context) for timestep in TIMESTEPS]
 
@@ -120,7 +120,7 @@ def save_picture(path: Path, pictures: dict[str, np.ndarray]) -> None:
     """Write the first pictures, a row for each precision."""
     rows = [np.concatenate(list(some[:SHOWN]), axis=1) for some in pictures.values()]
     grid = to_pil(np.concatenate(rows)[None])[0]
-    grid.save(path, quality=95, subsampling=0, optimize=True)  # so that a JPEG makes no differences of its own
+    grid.save(path, quality=95, subsampling=0, optimize=True)  # so that JPEG adds no visible differences
 
 
 def save_strips(folder: Path, precision: str, judged: list[Judged], found: np.ndarray, expected: np.ndarray) -> None:
@@ -133,7 +133,7 @@ def save_strips(folder: Path, precision: str, judged: list[Judged], found: np.nd
             strip.save(folder / f"{precision}-{re.sub(r'[^a-zA-Z0-9]+', '-', j.prompt)}.png")
 
 
-# ---- parts of the section, each with what is wrong
+# ---- parts of the section, each with its failures
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -195,7 +195,7 @@ def report_decoders(values: dict[str, float]) -> tuple[str, list[str]]:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """Run both models in every precision, and write the pictures that are asked for; yields the parts."""
+    """Run both models in every precision, write the requested pictures, and yield the parts."""
     prompts = (embedded_model_path() / "prompts.txt").read_text(encoding="utf-8").splitlines()[: arguments.count]
     model, folder = arguments.model, arguments.folder
     pictures, outputs, decoded = {}, {}, {}

@@ -1,6 +1,6 @@
-"""Ways to run one model against each other: ``python -m bench.compare_settings SETTING SETTING ... [--runs 5]``.
+"""Compare ways to run a model: ``python -m bench.compare_settings SETTING SETTING ... [--runs 5]``.
 
-A SETTING is a model, and after commas what it runs with: ``packed`` (weights packed beforehand), ``lora=FILE``,
+A SETTING is a model, then its options after commas: ``packed`` (weights packed beforehand), ``lora=FILE``,
 ``taesd=FILE``, ``tiled``, ``precision=bf16`` or ``int8``. All are open in one process and take turns; the table has the
 median of each, and the median of its ratio to the first SETTING in the same turn.
 
@@ -31,7 +31,7 @@ def open_setting(setting: str) -> StableDiffusionPipeline:
 
 
 def make_work(pipe: StableDiffusionPipeline, size: int) -> dict[str, Callable[[], object]]:
-    """What is timed: a step with guidance, decoding a picture, encoding two prompts."""
+    """The calls to time: a step with guidance, decoding a picture, encoding two prompts."""
     random = np.random.default_rng(0)
     side = size // pipe.vae.factor
     latents = random.standard_normal((1, 4, side, side), np.float32)

@@ -1,4 +1,4 @@
-"""What `--cfg-interval`, `--cache` and `--tome` cost in quality, and save in time.
+"""Measure what `--cfg-interval`, `--cache` and `--tome` cost in quality and save in time.
 
     python -m bench.compare_shortcuts [FOLDER] [--count 50] [--write]
 
@@ -34,7 +34,7 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
     "--tome 0.5": {"tome": 0.5},
     "--cache deepcache:2 --cfg-interval 0,0.8": {"cache": "deepcache:2", "cfg_interval": (0, 0.8)},
 }
-LARGE = {"--tome 0.5": {"tome": 0.5}}  # what is timed at the larger size as well
+LARGE = {"--tome 0.5": {"tome": 0.5}}  # also timed at the larger size
 SEED, BATCH = 0, 10
 STEPS, SIZE = 10, 512  # of the runs that are timed
 LARGE_STEPS, LARGE_SIZE = 3, 768
@@ -42,7 +42,7 @@ TURNS = 2
 
 
 def draw(pipe: StableDiffusionPipeline, prompts: list[str], name: str, **options: Any) -> np.ndarray:
-    """Pictures (b, h, w, 3) of all prompts."""
+    """Return pictures (b, h, w, 3) of all prompts."""
     print(name, file=sys.stderr)
     parts = [prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH)]
     seeds = [[SEED] * len(part) for part in parts]
@@ -52,7 +52,7 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], name: str, **options
 
 
 def compare(prompts: list[str]) -> str:
-    """The table of qualities."""
+    """Return the table of qualities."""
     pipe = StableDiffusionPipeline.from_pretrained()
     full = draw(pipe, prompts, "full")
     rows = []
@@ -77,7 +77,7 @@ def compare(prompts: list[str]) -> str:
 
 
 def time_runs(pipe: StableDiffusionPipeline, settings: dict[str, dict[str, Any]], size: int, steps: int) -> str:
-    """The table of times: all runs step by step in turn."""
+    """Return the table of times; the runs take turns, a step at a time."""
     shared = {"width": size, "height": size, "num_inference_steps": steps, "guidance_scale": 7.5, "scheduler": "euler"}
     settings = {"in full": {}, **settings}
     next(pipe.generate("a cat", seed=SEED, **shared))  # reads the weights

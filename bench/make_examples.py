@@ -1,4 +1,4 @@
-"""What can be done to a picture, as a picture: ``python -m bench.make_examples OUT.jpg``, with the embedded model."""
+"""Examples of editing a picture with the embedded model, as one image: ``python -m bench.make_examples OUT.jpg``."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sd_numba.cli import main as sd_numba
 
 HOUSE = "a house in the snow"
-# Files, and the command lines that make them, with what is said of it below the picture.
+# Files, the command lines that make them, and the captions below the pictures.
 COMMANDS = {
     "house.png": ([HOUSE, "-s", "3"], f'"{HOUSE}"'),
     "castle.png": (
@@ -41,7 +41,7 @@ def run(file: str, arguments: list[str]) -> None:
 
 
 def tile(picture: Image.Image, text: str) -> Image.Image:
-    """A picture with words below it."""
+    """Return a picture with a caption below it."""
     picture = picture.resize((picture.width * SIZE // picture.height, SIZE), Image.Resampling.LANCZOS)
     found = Image.new("RGB", (picture.width, SIZE + TEXT), "white")
     found.paste(picture, (0, 0))

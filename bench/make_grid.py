@@ -1,4 +1,4 @@
-"""A grid of the pictures that the embedded model makes of its prompts: ``python -m bench.make_grid OUT.jpg``."""
+"""Make a grid of pictures by the embedded model, one for each of its prompts: ``python -m bench.make_grid OUT.jpg``."""
 
 import argparse
 from pathlib import Path

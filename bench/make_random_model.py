@@ -1,4 +1,4 @@
-"""Write a full-size Stable Diffusion 1.5 folder with random weights, for benchmarks and tests of everything but looks.
+"""Write a full-size Stable Diffusion 1.5 folder with random weights, for benchmarks and tests of all but quality.
 
     python bench/make_random_model.py FOLDER [--dtype f32|f16|bf16] [--seed 0]
 
@@ -117,7 +117,7 @@ TILE = 2_097_143  # entries drawn per tensor; a prime, so that no two rows of a 
 
 
 def random_tensor(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
-    """The random weight of that name: float32, the same on every machine and with every NumPy.
+    """Return the random weight of that name: float32, the same on every machine and with every NumPy.
 
     Matrices and convolutions are N(0, 1 / fan_in), norm weights 1 + 0.1 N, biases 0.1 N, embeddings 0.5 N.
     """
@@ -135,7 +135,7 @@ def random_tensor(name: str, shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 def random_noise(name: str, shape: Shape) -> np.ndarray:
-    """Unit noise that depends on the name alone: the inputs of the golden tests. float32."""
+    """Return unit noise that depends only on the name: the inputs of the golden tests. float32."""
     return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
@@ -143,7 +143,7 @@ def random_noise(name: str, shape: Shape) -> np.ndarray:
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Finite float32 values rounded to the nearest bfloat16 (ties to even), as uint16 bits."""
+    """Return finite float32 values rounded to the nearest bfloat16 (ties to even), as uint16 bits."""
     bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -156,7 +156,7 @@ ENCODERS: dict[str, tuple[str, int, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def write_safetensors(path: Path, names: dict[str, tuple[str, Shape]], dtype: str, seed: int = 0) -> None:
-    """Write random tensors one after the other behind a header made beforehand.
+    """Write random tensors one after the other, after a header that is written first.
 
     Parameters
     ----------
@@ -237,14 +237,14 @@ LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # English letters, the commonest first
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE, in the order of CLIP's vocabulary."""
+    """Return the printable character that stands for each byte in byte-level BPE, in the order of CLIP's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def made_up_merges() -> Iterator[tuple[str, str]]:
-    """All pairs of letters, then all triples, then quadruples; each also at the end of a word."""
+    """Yield all pairs of letters, then all triples, then quadruples; each also at the end of a word."""
     pieces: list[str] = list(LETTERS)
     while True:
         for left in pieces:
@@ -320,7 +320,7 @@ def write_model(
     pad_token: str = SPECIAL_TOKENS[1],
     old_names: bool = False,
 ) -> None:
-    """Write a diffusers folder with random weights; it appears under its name only when complete.
+    """Write a diffusers folder with random weights; it gets its final name only when complete.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ SAMPLER, GUIDANCE = "dpm++2m-karras", 7.5
 
 @dataclass(frozen=True)
 class Job:
-    """What all contestants of a table do, and how."""
+    """The work and the settings that all contestants of a table share."""
 
     work: str
     folder: Path
@@ -65,7 +65,7 @@ class Job:
         return (latents, np.full(1, 500, np.float32), context) if part == "unet" else (latents[:1],)
 
     def model_path(self, part: str, *, int8: bool = False) -> Path:
-        """Return where the converted network lies: another place for other weights, sizes or versions."""
+        """Return the folder of the converted network, which depends on weights, sizes and versions."""
         weights = sorted((self.folder / PARTS[part]).glob("*.safetensors"))
         stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         key = repr((stamps, [array.shape for array in self.inputs(part)], [*map(importlib.metadata.version, PACKAGES)]))
@@ -74,7 +74,7 @@ class Job:
 
 
 class Ours:
-    """This project. What depends on the text alone is computed once a prompt, as the pipeline does."""
+    """This project. Whatever depends only on the text is computed once for each prompt, as in the pipeline."""
 
     def __init__(self, job: Job, precision: str) -> None:
 
@@ -113,8 +113,8 @@ class Peer:
 
 
 def load_module(job: Job, part: str, dtype: Any) -> Any:
-    """Return a network of diffusers or transformers as a torch module that takes and gives bare tensors."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the folder has it all
+    """Return a network of diffusers or transformers as a torch module that takes and returns bare tensors."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the folder has all files
     import diffusers
     import torch
     import transformers
@@ -145,7 +145,7 @@ class Torch(Peer):
     """PyTorch, eager, in the memory layout that is faster."""
 
     def __init__(self, job: Job, precision: str) -> None:
-        # Large pages, for which PyTorch has to be asked; a decode is a twentieth faster with them.
+        # PyTorch uses large pages only on request; they make a decode 5% faster.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         import torch
 
@@ -158,13 +158,13 @@ class Torch(Peer):
     def call(self, part: str, *arrays: np.ndarray) -> np.ndarray:
         torch = self.torch
         with torch.inference_mode():
-            # Not the timestep: bfloat16 would make 1000 of 999.
+            # Not the timestep: bfloat16 would round 999 to 1000.
             tensors = map(torch.from_numpy, arrays)
             tensors = [x.to(self.dtype) if x.is_floating_point() and x.ndim > 1 else x for x in tensors]
             return self.modules[part](*tensors).float().numpy()
 
     def _choose_layout(self, part: str, arrays: tuple[np.ndarray, ...]) -> str:
-        """Convert a network of convolutions to channels last if it is faster so, and say what came of it."""
+        """Convert a network of convolutions to channels last if that is faster, and report the choice."""
         seconds = {}
         for layout in (self.torch.contiguous_format, self.torch.channels_last):
             self.modules[part].to(memory_format=layout)
@@ -178,7 +178,7 @@ class Torch(Peer):
 
 
 class OpenVino(Peer):
-    """OpenVINO on the converted or quantised networks; in the latter, what is not int8 is bf16, if the CPU has that."""
+    """OpenVINO on the converted or quantised networks; in the latter, the rest is bf16 if the CPU supports it."""
 
     def __init__(self, job: Job, precision: str) -> None:
         import openvino
@@ -223,7 +223,7 @@ def count_int8(part: str, network: Any) -> str:
 
 
 def convert(job: Job) -> None:
-    """Convert the networks of a job for OpenVINO where they are not in the cache; they keep their float32 weights."""
+    """Convert the networks of a job that are not in the cache to OpenVINO; they keep their float32 weights."""
     import openvino
     import torch
 
@@ -257,7 +257,7 @@ def save(model: Any, path: Path) -> None:
 
 
 def picture(network: Any, job: Job) -> Callable[[], np.ndarray]:
-    """Return a call that makes a whole picture and gives its last latents."""
+    """Return a call that makes a whole picture and returns its last latents."""
     from sd_numba.samplers import make_sampler
 
     sampler = make_sampler(SAMPLER, job.config("scheduler", "scheduler_config.json"))
@@ -279,13 +279,13 @@ def picture(network: Any, job: Job) -> Callable[[], np.ndarray]:
 
 
 def report(line: str) -> None:
-    """Tell the user how it goes."""
+    """Report progress to the user."""
     print(f"{time.strftime('%T')} {line}", file=sys.stderr, flush=True)
 
 
 @dataclass
 class Reply:
-    """What a process answers: what a call took and gave, and how the process is doing."""
+    """A process's answer: the duration and result of a call, and the state of the process."""
 
     seconds: float
     output: np.ndarray | None = None
@@ -296,7 +296,7 @@ class Reply:
 
 
 def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
-    """Load a contestant; return the call to be timed, and what there is to say of it."""
+    """Load a contestant; return the call to time, and notes on it."""
     kind, precision = name.split()
     network = {"ours": Ours, "torch": Torch, "openvino": OpenVino}[kind](job, precision)
     if job.work == "image":
@@ -311,7 +311,7 @@ def prepare(job: Job, name: str) -> tuple[Callable[[], np.ndarray], str]:
 
 
 def answer(call: Callable[[], np.ndarray], name: str, command: str) -> Reply:
-    """Do what a command says: "first" call, next "call", or measure the machine's "peak" (GFLOP/s)."""
+    """Run a command: "first" call, next "call", or measure the machine's "peak" (GFLOP/s)."""
     if command == "peak":
         from sd_numba.kernels.machine.peak import measure_peak
 
@@ -328,7 +328,7 @@ def answer(call: Callable[[], np.ndarray], name: str, command: str) -> Reply:
 
 
 def serve(connection: Connection, job: Job, name: str) -> None:
-    """Load a contestant, then answer commands until told to stop: what a process of its own does."""
+    """Load a contestant, then answer commands until told to stop: the main function of its process."""
     try:
         start = time.perf_counter()
         call, note = prepare(job, name)
@@ -344,5 +344,5 @@ def serve(connection: Connection, job: Job, name: str) -> None:
                 return
             reply = answer(call, name, command)
             reply.spun = spun
-    except Exception as error:  # whatever it is, the others go on
+    except Exception as error:  # whatever it is, the others continue
         connection.send(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200])

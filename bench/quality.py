@@ -1,4 +1,4 @@
-"""How like two pictures are."""
+"""Measures of the similarity of two pictures."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -8,13 +8,13 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]."""
+    """Return the peak signal-to-noise ratio in dB of pictures in [0, 1]."""
     error = np.mean(np.square(found.astype(np.float64) - expected))
     return float(-10 * np.log10(error)) if error else float("inf")
 
 
 def ssim(found: np.ndarray, expected: np.ndarray) -> float:
-    """Structural similarity of pictures (h, w, c) in [0, 1]: the mean over pixels and channels.
+    """Return the structural similarity of pictures (h, w, c) in [0, 1]: the mean over pixels and channels.
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004), with its Gaussian
     window of 11 x 11 pixels.

@@ -1,4 +1,4 @@
-"""The converted networks in int8, for OpenVINO: quantised after training by NNCF, as its users do it.
+"""The converted networks in int8, for OpenVINO: quantised after training by NNCF, as is usual.
 
 Weights and activations of all convolutions and linear layers, and queries and keys, become int8 (as NNCF does it
 for transformers: symmetric weights, a scale for each output channel; activations with a zero point, a scale for each
@@ -20,7 +20,7 @@ SAMPLES = 6
 
 
 def quantise(job: Job) -> None:
-    """Quantise the converted networks of a job where that is not in the cache."""
+    """Quantise the converted networks of a job that are not in the cache."""
     import nncf
     import openvino
 
@@ -44,7 +44,7 @@ def quantise(job: Job) -> None:
 
 
 def samples(job: Job, part: str) -> list[tuple[np.ndarray, ...]]:
-    """Return inputs for the calibration, as a run with guidance has them.
+    """Return inputs for the calibration, like those of a run with guidance.
 
     The samples of the UNet go from pure noise to a picture. The first of its contexts is random, as in the work "unet",
     and the second is what the text encoder says.

@@ -23,13 +23,13 @@ def circumstances(threads: int, packages: Iterable[str]) -> str:
 
 
 def command(script: str, paths: Iterable[Path]) -> str:
-    """Return what the user typed, with the names of these paths alone: folders differ from machine to machine."""
+    """Return the command that was typed, with only the names of these paths: folders differ between machines."""
     names = {str(path): path.name for path in paths}
     return shlex.join(["python", "-m", f"bench.{script}", *(names.get(word, word) for word in sys.argv[1:])])
 
 
 def write(script: str, text: str) -> None:
-    """Put the section of a script in the place of its last one, or at the end."""
+    """Write the section of a script in place of its previous one, or at the end."""
     old, begin, end = RESULTS.read_text(encoding="utf-8"), f"<!-- {script} -->", f"<!-- /{script} -->"
     before, found, after = old.partition(begin)
     if found:

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the hub's protocol as downloads need, and can misbehave."""
+"""A server on loopback with the part of the hub's protocol that downloads need; it can also misbehave."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class FakeHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # which would hold every body back until the headers are acknowledged
+    disable_nagle_algorithm = True  # Nagle's algorithm would delay every body until the headers are acknowledged
     hub: FakeHub
 
     def log_message(self, *_):

@@ -33,8 +33,8 @@ from sd_numba.tools.check import check_model
 from sd_numba.tools.convert import convert
 from sd_numba.tools.info import describe
 
-SECONDS, WAIT = 2.0, 60.0  # of computing, and in all, that one case may take
-MEMORY = 100_000  # KB that a long run may add, mostly of modules that are imported on the way
+SECONDS, WAIT = 2.0, 60.0  # limits for one case: CPU time, and wall time
+MEMORY = 100_000  # KB that a long run may add, mostly for modules imported on the way
 ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "I64": 8}
 GGML = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34)}
 HOSTILE: list[Any] = [
@@ -47,7 +47,7 @@ Tensors = dict[str, tuple[str, list[int]]]
 
 
 def corpus() -> dict[str, Tensors]:
-    """Headers as real files have them, with small sizes."""
+    """Return headers like those of real files, with small sizes."""
     unet, vae, text = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
     checkpoint: Tensors = {
         f"{unet}input_blocks.0.0.weight": ("F32", [32, 4, 3, 3]),
@@ -101,7 +101,7 @@ def corpus() -> dict[str, Tensors]:
 
 
 def safetensors_header(tensors: Tensors) -> tuple[dict[str, Any], int]:
-    """The JSON of a header, and the size of the data."""
+    """Return the JSON of a header, and the size of the data."""
     header: dict[str, Any] = {"__metadata__": {"ss_output_name": "x", "lora_adapter_metadata": '{"unet.r": 4}'}}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -112,7 +112,7 @@ def safetensors_header(tensors: Tensors) -> tuple[dict[str, Any], int]:
 
 
 def product(shape: list[int]) -> int:
-    """Number of values."""
+    """Return the number of values."""
     count = 1
     for size in shape:
         count *= size
@@ -120,12 +120,12 @@ def product(shape: list[int]) -> int:
 
 
 def gguf_text(text: str) -> bytes:
-    """A text as GGUF has it."""
+    """Return a text as GGUF stores it."""
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def gguf_header(tensors: Tensors) -> tuple[bytes, int]:
-    """The header of a GGUF file of version 3, and the size of the data; its dtypes are those of `GGML`."""
+    """Return the header of a GGUF file of version 3, and the size of the data; its dtypes are those of `GGML`."""
     settings = [
         gguf_text("general.name") + struct.pack("<I", 8) + gguf_text("x"),
         gguf_text("numbers") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3),
@@ -143,7 +143,7 @@ def gguf_header(tensors: Tensors) -> tuple[bytes, int]:
 
 
 def mutate_json(header: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Change something that a header says."""
+    """Change something in a header."""
     names = list(header)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         name = rng.choice(names)
@@ -185,7 +185,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def make_file(path: Path, rng: random.Random) -> None:
-    """Write one case; the tensors' data are a hole in the file."""
+    """Write one case; the tensors' data is a hole in the file."""
     tensors = dict(rng.choice(list(corpus().values())))
     if rng.random() < 0.3:
         kinds = {name: (rng.choice(list(GGML)), shape) for name, (_, shape) in tensors.items()}
@@ -201,14 +201,14 @@ def make_file(path: Path, rng: random.Random) -> None:
 
 
 def modules() -> Modules:
-    """The layers of a small model, for LoRAs."""
+    """Return the layers of a small model, for LoRAs."""
     unet = {"mid_block.attentions.0.proj_in.weight": (32, 32, 1, 1), "conv_in.weight": (32, 4, 3, 3)}
     text = {"text_model.encoder.layers.0.mlp.fc1.weight": (32, 32)}
     return Modules({"unet": unet, "text_encoder": text}, unet_names([1, 1], [True, False]))
 
 
 def convert_and_remove(path: Path) -> None:
-    """Write the file in another dtype: never much larger than it is."""
+    """Write the file in another dtype; the result is never much larger."""
     target = path.with_name("converted.safetensors")
     try:
         for _ in convert(path, target, "f32"):
@@ -233,7 +233,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def try_file(path: Path) -> Counter[str]:
-    """Let every reader look at a file; counts how each ended. Fails on anything but an error meant for users."""
+    """Run every reader on a file and count the outcomes. Fails on anything but an error meant for users."""
     ends: Counter[str] = Counter()
     start, computing = time.perf_counter(), time.process_time()
     for name, reader in READERS.items():
@@ -244,13 +244,13 @@ def try_file(path: Path) -> Counter[str]:
             assert "\n" not in str(error) and len(str(error).encode()) < 1500, f"{name}: {error!s}"
             ends[f"{name}: refused"] += 1
     seconds, waited = time.process_time() - computing, time.perf_counter() - start
-    slowed = tracemalloc.is_tracing()  # several times over
+    slowed = tracemalloc.is_tracing()  # by a factor
     assert (slowed or seconds < SECONDS) and waited < WAIT, f"took {seconds:.1f} s of computing, {waited:.1f} s in all"
     return ends
 
 
 def run(folder: Path, cases: int, seed: int) -> Counter[str]:
-    """Try so many cases; the last file stays in the folder if one fails."""
+    """Try `count` cases; the last file stays in the folder if one fails."""
     path, ends = folder / "case.safetensors", Counter[str]()
     for case in range(cases):
         make_file(path, random.Random(f"{seed}-{case}"))

@@ -1,4 +1,4 @@
-"""The artwork: things, what they are called, and a picture of each in three styles.
+"""The artwork: things, their names, and a picture of each in three styles.
 
 ``python -m training.art`` makes it from npm packages of emoji (``packages.py``) and our choice of what to draw
 (``vocabulary.toml``); that needs npm, resvg_py and Python 3.11.
@@ -30,7 +30,7 @@ SIZE = 128
 VOCABULARY = Path(__file__).with_name("vocabulary.toml")
 COLOUR = re.compile(r"\b(red|green|blue|yellow|white|black|brown|pink|purple|orange|gold)\b")
 WORD = re.compile(r"[a-z][a-z -]{2,18}")
-COMMON = 40  # a keyword of more things than this says nothing
+COMMON = 40  # a keyword shared by more things than this is too vague
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Concept:
     label : str
         Its name in Unicode, which identifies it.
     names : tuple of Name
-        What captions call it, the usual name first.
+        Its names in captions, the usual one first.
     synonyms, keywords : tuple of str
         Words that mean this thing alone, and words that have to do with it.
     group : str
@@ -82,7 +82,7 @@ class Art:
 
     @classmethod
     def load(cls, path: Path) -> Art:
-        """Read what ``save`` wrote."""
+        """Read a file that ``save`` wrote."""
         concepts, pictures = read_arrays(path, "art", "concepts", "pictures")
         return cls(tuple(_concept(concept) for concept in json.loads(concepts.tobytes())), pictures)
 
@@ -95,7 +95,7 @@ def _concept(stored: dict) -> Concept:
 
 @dataclass(frozen=True)
 class Emoji:
-    """What Unicode says of one; ``code`` is its code points in hexadecimal, without variation selectors."""
+    """What Unicode says about an emoji; ``code`` is its code points in hexadecimal, without variation selectors."""
 
     label: str
     code: str
@@ -105,7 +105,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What to draw, and how to call it: the tables of ``vocabulary.toml``, which explains them."""
+    """What to draw, and its names: the tables of ``vocabulary.toml``, which explains them."""
 
     popular: list[str]
     uncounted: list[str]
@@ -128,11 +128,11 @@ class Vocabulary:
         return emoji.label in self.parts.get(emoji.group, ())
 
     def names_of(self, emoji: Emoji) -> list[str]:
-        """What captions call it, the usual name first."""
+        """Its names in captions, the usual one first."""
         return self.names.get(emoji.label) or [emoji.label.replace("’", "'")]
 
     def check(self, emoji: Sequence[Emoji]) -> None:
-        """Raise a ValueError that lists all that matches no emoji, is there twice, or would mean two things."""
+        """Raise a ValueError that lists all entries that match no emoji, are repeated, or would mean two things."""
         chosen = [one for one in emoji if self.has(one)]
         names = [name for one in chosen for name in self.names_of(one)]
         listed = [(group, label) for table in (self.whole, self.parts) for group in table for label in table[group]]
@@ -171,7 +171,7 @@ def read_emoji(data: Iterable[dict], subgroups: Mapping[str, str]) -> list[Emoji
 
 
 def make_concepts(emoji: Sequence[Emoji], vocabulary: Vocabulary) -> list[Concept]:
-    """Name each emoji; a keyword that no other has is a synonym."""
+    """Name each emoji; a keyword that no other emoji has is a synonym."""
     uses = collections.Counter(tag for one in emoji for tag in one.tags)
     names = {name for one in emoji for name in vocabulary.names_of(one)}
     concepts = []
@@ -196,7 +196,7 @@ def make_concepts(emoji: Sequence[Emoji], vocabulary: Vocabulary) -> list[Concep
 
 
 def make_art(folder: Path, vocabulary: Vocabulary, packages: Mapping[str, Package] = PACKAGES) -> Art:
-    """Name and draw what the vocabulary has of the emoji that all styles have, from the packages in a folder."""
+    """Name and draw the vocabulary's emoji that all styles contain, from the packages in a folder."""
     data, groups = read_members(folder, packages["names"], "en/data.json", "meta/groups.json")
     styles = [IconSet(*read_members(folder, packages[style], "icons.json", "chars.json")) for style in STYLES]
     emoji = read_emoji(data, groups["subgroups"])

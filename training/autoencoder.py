@@ -16,7 +16,7 @@ from .loop import Plan, train
 from .networks import CHANNELS, FACTOR, SCALING_FACTOR, make_autoencoder, save_network
 from .options import add_inputs
 
-NOISE = 0.1  # at most, added to latents as a share of their deviation: the decoder learns to bear the UNet's errors
+NOISE = 0.1  # most noise on latents, as a share of their deviation: the decoder learns to tolerate the UNet's errors
 KL_WEIGHT = 5e-4
 MEASURED = 4096  # pictures, for the statistics of latents
 
@@ -24,7 +24,7 @@ MEASURED = 4096  # pictures, for the statistics of latents
 def autoencoder_loss(
     autoencoder: AutoencoderKL, pictures: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """Return the loss of pictures that go through the bottleneck: their own difference, that of edges, of half sizes.
+    """Return the loss of reconstructed pictures: the differences of pixels, of edges and of half-size copies.
 
     Parameters
     ----------
@@ -67,12 +67,12 @@ def normalise_latents(autoencoder: AutoencoderKL, pictures: list[torch.Tensor]) 
 
 
 def encode(autoencoder: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Return the means of latents, not scaled."""
+    """Return the means of latents, unscaled."""
     return autoencoder.quant_conv(autoencoder.encoder(pictures))[:, :CHANNELS].float()
 
 
 def psnr(autoencoder: AutoencoderKL, pictures: list[torch.Tensor]) -> float:
-    """Return the mean PSNR in dB of pictures that went through the bottleneck."""
+    """Return the mean PSNR in dB of reconstructed pictures."""
     values = []
     for batch in pictures:
         decoded = autoencoder.decoder(autoencoder.post_quant_conv(encode(autoencoder, batch))).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""What is drawn by rules: geometric shapes, and the scenes behind things."""
+"""Procedural drawings: geometric shapes, and the scenes behind things."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .captions import SCENES, SHAPES
 from .world import VARIANTS
 
 Colour = tuple[int, int, int]
-FINER = 4  # drawn this many times as large, and scaled down
+FINER = 4  # supersampling: drawn this many times larger, then scaled down
 
 
 def shape_pictures() -> np.ndarray:
@@ -132,14 +132,14 @@ class _Scene:
         self.brush.rectangle(self._scaled(left, top, right, bottom), fill=colour)
 
     def _ellipse(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
-        """An ellipse around a centre, half as wide and high as given on each side."""
+        """Draw an ellipse from its centre and its two radii."""
         self.brush.ellipse(self._scaled(x - width, y - height, x + width, y + height), fill=colour)
 
     def _polygon(self, *points: tuple[float, float], colour: Colour) -> None:
         self.brush.polygon([self._scaled(*point) for point in points], fill=colour)
 
     def _hill(self, height: float, swing: float, colour: Colour) -> None:
-        """Ground, with a wave for its upper edge."""
+        """Draw the ground, with a wavy upper edge."""
         phase, frequency = self.rng.uniform(0, 2 * math.pi), self.rng.uniform(0.7, 1.3)
         x = np.linspace(0, 1, 60)
         y = height + swing * np.sin(phase + 2 * math.pi * frequency * x)
@@ -157,7 +157,7 @@ class _Scene:
             x, y, size = self.rng.uniform(0, 1), self.rng.uniform(top, bottom), self.rng.uniform(*sizes)
             self._ellipse(x, y, size, size, colour)
 
-    # -- one painter a scene
+    # -- one painter for each scene
 
     def _meadow(self) -> None:
         self._gradient(*SKY)

@@ -20,7 +20,7 @@ from .world import MAX_ITEMS, PART, STEP
 
 @dataclass(frozen=True)
 class Trial:
-    """How a judge did: numbers of pictures, and the mistakes by name."""
+    """Results of a judge: numbers of pictures, and the mistakes by name."""
 
     right: int
     wrong: int
@@ -36,7 +36,7 @@ class Trial:
 
 
 def check(judge: Judge, prompts: Sequence[Prompt]) -> Trial:
-    """Give a judge a perfect picture of each prompt, and several wrong ones."""
+    """Show a judge a perfect picture of each prompt, and several wrong ones."""
     wrong, mistakes = 0, []
     for prompt in prompts:
         verdict = judge(perfect(judge.references, prompt), prompt)
@@ -55,7 +55,7 @@ def perfect(references: References, prompt: Prompt) -> np.ndarray:
 
 
 def spoilt(references: References, prompt: Prompt) -> Iterator[tuple[str, np.ndarray]]:
-    """Paint what a prompt asks for with one fault, each in turn that it can have; yield the fault and the picture."""
+    """Paint a prompt's picture with each possible fault in turn; yield the fault and the picture."""
     rng = random.Random(prompt.text)
     things, layout = prompt.things, _layout(prompt)
     first = things[0]

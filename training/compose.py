@@ -33,7 +33,7 @@ def _background_row(background: Background) -> tuple[float, ...]:
 
 
 def tint(pictures: torch.Tensor, rgb: torch.Tensor) -> torch.Tensor:
-    """Recolour pictures so that light and shade stay.
+    """Recolour pictures but keep light and shade.
 
     What has a colour gets the new one, and what has none stays, such as a car's windows; pictures that are mostly
     without colour, such as a white rabbit, are recoloured wherever they are not dark.
@@ -60,7 +60,7 @@ def tint(pictures: torch.Tensor, rgb: torch.Tensor) -> torch.Tensor:
     usual = total(luma * weight) / total(weight).clamp(min=1e-3)
     shade = (luma / usual.clamp(min=0.05)).clamp(0.45, 1.35)
     painted = rgb.view(-1, 3, 1, 1).clamp(min=0.09) * shade
-    painted = painted + 0.35 * (painted - 1).clamp(min=0).sum(1, keepdim=True)  # too light for one channel: to all
+    painted = painted + 0.35 * (painted - 1).clamp(min=0).sum(1, keepdim=True)  # excess light goes to all channels
     return torch.cat([(colour * (1 - weight) + painted.clamp(0, 1) * weight) * alpha, alpha], 1)
 
 
@@ -93,7 +93,7 @@ class Composer:
         return canvas * 2 - 1
 
     def _layer(self, pictures: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-        """Paint one item of each composition on nothing."""
+        """Paint one item of each composition on a transparent background."""
         index, size, x, y, paint, *_ = slot.unbind(1)
         chosen, rgb = pictures[index.long()] / 255, slot[:, 5:8] / 255
         (tinted,) = (paint == PAINTS.index("tint")).nonzero(as_tuple=True)

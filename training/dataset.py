@@ -33,12 +33,12 @@ class Dataset:
 
     @classmethod
     def load(cls, path: Path) -> Dataset:
-        """Read what the command wrote."""
+        """Read the file that the command wrote."""
         return cls(*read_arrays(path, "dataset", "ids", "items", "backgrounds"))
 
 
 def generate(concepts: tuple[Concept, ...], tokenizer: Path, count: int, seed: int) -> Dataset:
-    """Draw compositions by lot, on all cores; the same seed gives the same, however many there are."""
+    """Draw random compositions on all cores; the result for a seed does not depend on the number of cores."""
     make = partial(_chunk, concepts, tokenizer, seed)
     with multiprocessing.Pool(os.cpu_count()) as pool:
         chunks = pool.map(make, range(-(-count // CHUNK)), chunksize=1)

@@ -30,7 +30,7 @@ from .loop import Plan, train
 from .networks import SCHEDULE, STEPS, make_text_encoder, make_unet, save_network, save_settings
 from .options import add_inputs
 
-DROPPED = 0.12  # of the captions
+DROPPED = 0.12  # share of captions that are dropped
 ENCODED_AT_ONCE = 512
 SAVE_EVERY = 240.0  # seconds
 
@@ -86,7 +86,7 @@ def encode_dataset(
 
 
 class Batches:
-    """Fills the inputs of the loss: every composition once, then all again in another order."""
+    """Fills the inputs of the loss: every composition once in each epoch, in a new order each time."""
 
     def __init__(self, latents: torch.Tensor, ids: np.ndarray, size: int):
         device = latents.device
@@ -101,7 +101,7 @@ class Batches:
         }
 
     def feed(self) -> None:
-        """Put in the next batch, with steps spread evenly over the schedule."""
+        """Load the next batch, with timesteps spread evenly over the schedule."""
         if self._next + self._size > len(self._order):
             self._order, self._next = torch.randperm(len(self._latents), device=self._latents.device), 0
         rows = self._order[self._next : self._next + self._size]
@@ -124,7 +124,7 @@ def train_denoiser(
     save: Callable[[CLIPTextModel, UNet2DConditionModel], None],
     report_every: int = 500,
 ) -> None:
-    """Train both networks from scratch, in batches of `size`, and save them now and then."""
+    """Train both networks from scratch, in batches of `size`, and save them from time to time."""
     device = latents.device
     text_encoder = make_text_encoder(tokenizer.vocab_size).to(device)
     unet = make_unet().to(device, memory_format=torch.channels_last)

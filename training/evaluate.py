@@ -1,4 +1,4 @@
-"""Give a text-to-image model of the emoji world an exam, and let a judge mark its pictures.
+"""Test a text-to-image model of the emoji world, and let a judge score its pictures.
 
     python -m training.evaluate [--model MODEL] [--settings NAME] [--write FILE] [--grid FILE] [--failures FILE]
     python -m training.evaluate --compare MODEL MODEL
@@ -57,12 +57,12 @@ SWEEP = (
     *(replace(USUAL, steps=steps) for steps in (8, 10, 12, 16, 30)),
     *(replace(USUAL, scheduler=name) for name in ("dpm++2m-karras", "dpm++2m-sde", "ddim", "euler", "euler-a")),
     *(replace(USUAL, scheduler=name) for name in ("pndm", "lms", "unipc")),
-    replace(USUAL, scheduler="heun", steps=10),  # two network calls a step
+    replace(USUAL, scheduler="heun", steps=10),  # two network calls for each step
 )
 
 
 def ask(pipe: StableDiffusionPipeline, judge: Judge, prompts: Sequence[Prompt], setting: Setting, seed: int) -> Run:
-    """Let a model draw prompts in one setting, and judge its pictures."""
+    """Draw prompts with a model in one setting, and judge the pictures."""
 
     def draw(batch: Sequence[Prompt]) -> np.ndarray:
         return pipe(
@@ -78,7 +78,7 @@ def ask(pipe: StableDiffusionPipeline, judge: Judge, prompts: Sequence[Prompt], 
 
 
 def copy(pipe: StableDiffusionPipeline, judge: Judge, prompts: Sequence[Prompt]) -> Run:
-    """Judge perfect pictures after a model's autoencoder: what it allows at best."""
+    """Judge perfect pictures after a model's autoencoder, which gives an upper bound."""
 
     def draw(batch: Sequence[Prompt]) -> np.ndarray:
         pictures = np.stack([perfect(judge.references, prompt) for prompt in batch])
@@ -106,7 +106,7 @@ def _run(title: str, draw: Callable[[Sequence[Prompt]], np.ndarray], judge: Judg
 def exam_of_one(
     model: str | None, judge: Judge, prompts: Sequence[Prompt], settings: str, seed: int
 ) -> Iterator[Report]:
-    """Examine one model; a sweep yields a report after each setting, for it takes long."""
+    """Examine one model; a sweep takes long, so it yields a report after each setting."""
     pipe = StableDiffusionPipeline.from_pretrained(model)
     if settings == "autoencoder":
         runs = [copy(pipe, judge, prompts)]
@@ -173,7 +173,7 @@ def main(
     grid: Path | None,
     failures: Path | None,
 ) -> None:
-    """Ask, judge and report."""
+    """Run the command."""
     artwork = Art.load(art)
     judge = Judge(References(artwork))
     prompts = roll_call(artwork) if settings == "roll-call" else exam(artwork)

@@ -1,4 +1,4 @@
-"""The exam: prompts, each with what its picture has to show, written as data so that a judge can measure it.
+"""The test: prompts, each with what its picture must show, written as data so that a judge can measure it.
 
 The tables below are written by hand, but for the names of single things, which are drawn by lot with a fixed seed.
 Things are called by their label (`art.Concept.label`). The prompts on `world.HELD_OUT_...` show what no picture in
@@ -36,7 +36,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its picture has to show.
+    """A prompt and what its picture must show.
 
     Attributes
     ----------
@@ -172,7 +172,7 @@ def roll_call(art: Art) -> tuple[Prompt, ...]:
 
 
 def some_of_each(ordered: Sequence[T], number: int) -> tuple[T, ...]:
-    """Return `number` of what is in the order of categories, spread evenly over them."""
+    """Return `number` items of a list in the order of categories, spread evenly over them."""
     number = min(number, len(ordered))
     return tuple(ordered[index * len(ordered) // number] for index in range(number))
 

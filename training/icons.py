@@ -18,7 +18,7 @@ class IconSet:
     names: dict[str, str]
 
     def svg(self, code: str, size: int) -> str:
-        """A document of ``size x size``, in which an icon that is not square is centred."""
+        """Return a document of ``size x size``, with an icon that is not square centred in it."""
         name = self.names[code]
         icon = {"left": 0, "top": 0, "width": 16, "height": 16, **self.icons, **self._find(name)}
         if icon.keys() & {"hFlip", "vFlip", "rotate"}:

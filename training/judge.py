@@ -41,7 +41,7 @@ from .world import STEP
 
 OUTSTANDING = (seg.STANDS_OUT, 0.16, 0.3)  # of the range: things with a halo touch if all that is not background counts
 UNLIKE = 0.5  # squared distance: of the artwork from plain background; good pictures are below 0.4, most below 0.15
-RADII = (0, 1, 3, 6, 12)  # pixels, half of how far apart the parts of one thing may be
+RADII = (0, 1, 3, 6, 12)  # pixels, half of the largest distance between parts of one thing
 SMALL_BELOW, BIG_ABOVE = 0.55, 0.88  # sides of things, as shares of the picture's
 COARSE = 4  # pixels of a scene that are compared as one
 RING = 4  # coarse pixels, width of a scene's border
@@ -111,13 +111,13 @@ class Judge:
         return min(readings, key=lambda reading: (reading.is_miscounted, len(reading.faults)))
 
     def _read(self, picture: np.ndarray, found: list[seg.Segment], background: str, prompt: Prompt) -> Reading:
-        """Compare the pieces that were found with what there should be."""
+        """Compare the pieces found with the expected things."""
         if len(found) != len(prompt.things):
             return Reading(found, (), (_number(len(found)),), is_miscounted=True)
         axis = {"across": 0, "down": 1}.get(prompt.order)
         if axis is not None:
             found = sorted(found, key=lambda segment: segment.centre[axis])
-        rivals = self.references.rivals(prompt.things[0])  # all things of a prompt are of one kind
+        rivals = self.references.rivals(prompt.things[0])  # all things of a prompt have one kind
         nearest = [self._nearest(picture, segment, rivals, background) for segment in found]
         things = tuple(thing for thing, _ in nearest)
         asked, seen = ([_name(thing, prompt) for thing in some] for some in (prompt.things, things))
@@ -145,7 +145,7 @@ class Judge:
         return np.stack([self._reference(thing, background)[0] for thing in rivals]).astype(np.float32)
 
     def _make_reference(self, thing: Thing, background: str) -> tuple[np.ndarray, seg.Segment]:
-        """Return a thing's crop, and the box of what is seen of it on a colour when it fills the picture."""
+        """Return a thing's crop, and the box of its visible part on a colour when it fills the picture."""
         rgb = np.array(COLOURS[background], np.float32) / 255
         layer = self.references.picture(thing, reduced=2)
         picture = rgb * (1 - layer[..., 3:]) + layer[..., :3]
@@ -154,7 +154,7 @@ class Judge:
         return seg.crop(picture, segment, rgb), segment
 
     def locate(self, segment: seg.Segment, thing: Thing, background: str) -> Placed:
-        """Return where a thing was drawn, from the box of what is seen of it."""
+        """Return where a thing was drawn, from the box of its visible part."""
         _, reference = self._reference(thing, background)
         size = segment.side / reference.side
         x, y = (centre - size * (own - 0.5) for centre, own in zip(segment.centre, reference.centre, strict=True))
@@ -242,7 +242,7 @@ def _moved(where: tuple[float, float, float], step: float, move: tuple[int, int,
 
 
 def _name(thing: Thing, prompt: Prompt) -> tuple[str, ...]:
-    """Return what must be right about a thing."""
+    """Return what has to be correct about a thing."""
     return (thing.label, thing.colour, thing.style if prompt.style_asked else "")
 
 

@@ -13,14 +13,14 @@ from .optimizer import Optimizer
 
 AVERAGE_EVERY = 4
 WARM_STEPS = 4  # before a step is recorded
-SYNCHRONISE_EVERY = 50  # so that the clock tells the truth
+SYNCHRONISE_EVERY = 50  # so that measured times are right
 
 Loss = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train and how fast.
+    """Duration and learning rate of a training run.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int, every: int = 1) -> None:
-        """Take in the parameters after so many steps in all, `every` steps since the last time."""
+        """Update the average with the parameters after `step` steps, `every` steps after the last update."""
         keep = min(self._keep, (1 + step) / (10 + step)) ** every
         torch._foreach_lerp_(self._values, [parameter.detach() for parameter in self._parameters], 1 - keep)
 
@@ -81,7 +81,7 @@ def train(
     plan: Plan,
     report_every: int = 500,
 ) -> Iterator[int]:
-    """Train modules, and leave them with their averaged weights.
+    """Train modules; at the end they hold their averaged weights.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def _record(step: Callable[[], None], feed: Callable[[], None], optimizer: Optim
             optimizer.zero_grad()
             step()
     torch.cuda.current_stream().wait_stream(stream)
-    optimizer.zero_grad()  # so that the graph makes gradients of its own, and writes over them each time
+    optimizer.zero_grad()  # so that the graph allocates its own gradients and overwrites them each time
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from .art import SIZE
 
 SCALING_FACTOR = 0.18215
-FACTOR = 4  # pixels a latent, on each side
+FACTOR = 4  # pixels for each latent, on each side
 CHANNELS = 4  # of latents
 WIDTH = 192  # of the text encoder
 STEPS = 1000  # of the noise schedule
@@ -46,7 +46,7 @@ MODEL_INDEX = {
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """Build the autoencoder: 1.7 million parameters, three levels, 4 pixels a latent."""
+    """Build the autoencoder: 1.7 million parameters, three levels, 4 pixels for each latent."""
     return AutoencoderKL(
         sample_size=SIZE,
         block_out_channels=(32, 64, 96),
@@ -76,7 +76,7 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """Build the text encoder: 2.3 million parameters, 4 layers; the last two tokens are those of start and end."""
+    """Build the text encoder: 2.3 million parameters, 4 layers; the last two tokens are start and end."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -101,7 +101,7 @@ def save_network(network: torch.nn.Module, folder: Path) -> None:
 
 
 def save_settings(folder: Path, tokenizer: Path) -> None:
-    """Write what makes a diffusers folder of three networks: scheduler, tokenizer, index."""
+    """Write the rest of a diffusers folder of three networks: scheduler, tokenizer, index."""
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)
     for name, content in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULE)):

@@ -52,11 +52,11 @@ class Optimizer:
         self._muon = [_Alike(some) for some in _by_shape(hidden)]
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the steps to come."""
+        """Set the learning rate of the next steps."""
         self._rate.fill_(rate)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         self._adamw.zero_grad(set_to_none=True)
         for alike in self._muon:
             for parameter in alike.parameters:
@@ -71,7 +71,7 @@ class Optimizer:
 
 
 def _is_an_end(name: str) -> bool:
-    """Whether it takes the input or makes the output: embeddings and the outer convolutions."""
+    """Whether a parameter belongs to the input or the output layer: embeddings and the outer convolutions."""
     return "embeddings" in name or "conv_in." in name or "conv_out." in name
 
 

@@ -63,7 +63,7 @@ class References:
         return picture * (*rgb, 1) if thing.is_shape else tint(picture, rgb)
 
     def rivals(self, thing: Thing) -> tuple[Thing, ...]:
-        """Return all that a thing might be taken for, itself among them.
+        """Return everything that a thing might be mistaken for, and the thing itself.
 
         A shape: all shapes in all colours. A tinted thing: all concepts in that tint, and itself in all tints and in
         its own colours. Any other thing: all concepts in all styles.
@@ -86,7 +86,7 @@ class References:
 
 
 def placed(picture: np.ndarray, size: float, x: float, y: float) -> np.ndarray:
-    """Return a picture scaled and moved, on nothing."""
+    """Return a picture scaled and moved, on a transparent background."""
     image = _to_image(picture)
     if size < HALF_BELOW:
         image = image.reduce(2)
@@ -104,7 +104,7 @@ def _to_image(picture: np.ndarray) -> Image.Image:
 
 
 def tint(picture: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Recolour a picture so that light and shade stay: the twin of `compose.tint` for one picture."""
+    """Recolour a picture but keep light and shade: the twin of `compose.tint` for one picture."""
     planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
     alpha = planes[3]
     colour = planes[:3] / np.maximum(alpha, 1e-3)

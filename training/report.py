@@ -1,4 +1,4 @@
-"""Markdown tables of what the judge found."""
+"""Markdown tables of the judge's results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture of a prompt, and what the judge says."""
+    """A picture of a prompt, and the judge's verdict."""
 
     prompt: Prompt
     picture: np.ndarray
@@ -47,7 +47,7 @@ class Run:
 
 
 def passes(judged: Iterable[Judged]) -> str:
-    """Return how many passed, of how many."""
+    """Return the number that passed, and the total."""
     verdicts = [one.verdict.passed for one in judged]
     return f"{sum(verdicts)} of {len(verdicts)}" if verdicts else ""
 
@@ -126,7 +126,7 @@ def comparison_table(names: tuple[str, str], first: Run, second: Run) -> str:
 
 
 def better(first: Run, second: Run) -> int:
-    """Return 0 or 1: which passes more prompts, or if they pass as many, has the higher fidelity where both pass."""
+    """Return 0 or 1: the model that passes more prompts or, if equal, has the higher fidelity where both pass."""
     failures = len(first.failures), len(second.failures)
     if failures[0] != failures[1]:
         return int(failures[1] < failures[0])

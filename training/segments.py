@@ -74,13 +74,13 @@ def segments(mask: np.ndarray, radius: int) -> list[Segment]:
 
 def _connected(mask: np.ndarray) -> list[np.ndarray]:
     """Return the 4-connected pieces of a mask."""
-    padded = np.pad(mask, 1)  # so that steps from the edges find nothing
+    padded = np.pad(mask, 1)  # so that steps beyond the edges find background
     width = padded.shape[1]
     unvisited = set(np.flatnonzero(padded).tolist())
     pieces = []
     while unvisited:
         piece = [unvisited.pop()]
-        for pixel in piece:  # grows while it is walked
+        for pixel in piece:  # grows during iteration
             neighbours = {pixel - 1, pixel + 1, pixel - width, pixel + width} & unvisited
             unvisited -= neighbours
             piece.extend(neighbours)
@@ -91,7 +91,7 @@ def _connected(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def isolated(picture: np.ndarray, segment: Segment, background: np.ndarray, around: int = 1) -> np.ndarray:
-    """Return a picture with nothing but one thing on a background."""
+    """Return a picture of one thing alone on a background."""
     return np.where(grown(segment.mask, around)[..., None], picture, background)
 
 

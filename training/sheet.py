@@ -18,7 +18,7 @@ MARGIN = 4
 def save_sheet(
     path: Path, pictures: Sequence[np.ndarray], captions: Sequence[tuple[str, ...]], columns: int = 8
 ) -> None:
-    """Write pictures in rows, the lines of each one's caption under it: the first in black, the others in red.
+    """Write pictures in rows, each with its caption below it: the first line in black, the others in red.
 
     Parameters
     ----------

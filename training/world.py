@@ -1,4 +1,4 @@
-"""The world of the model: random captions, each with the composition that it tells.
+"""The world of the model: random captions, each with the composition that it describes.
 
 A composition is a background and up to MAX_ITEMS pictures, painted one over the other. Some compositions are held out,
 never to be trained on, so that `evaluate.py` can ask for them.
@@ -104,7 +104,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A caption, and what it tells, in one of `STYLES`."""
+    """A caption, and the composition that it describes, in one of `STYLES`."""
 
     caption: str
     background: Background
@@ -113,11 +113,11 @@ class Composition:
 
 
 class UnsuitableError(Exception):
-    """What has been drawn by lot does not go together: draw again."""
+    """The random choices do not go together: draw again."""
 
 
 class World:
-    """Draws compositions by lot.
+    """Draws random compositions.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class World:
                 continue
             return replace(composition, caption=self._embellish(composition.caption, composition.style))
 
-    # ---- what there is to see
+    # ---- contents
 
     def _one(self) -> Composition:
         concept, style = self._concept(), self._style()
@@ -229,7 +229,7 @@ class World:
         return Composition(caption, background, items, style)
 
     def _together(self) -> Composition:
-        """Someone who rides, holds or wears something."""
+        """Draw someone who rides, holds or wears something."""
         kind = self._lot((0.35, 0.4, 0.25))
         fitting = (self._mounts, self._held, self._hats)[kind]
         if not self._riders or not fitting:
@@ -315,7 +315,7 @@ class World:
         rgb = self._shade(colour)
         return Composition(caption, Background(rgb, rgb, name=colour))
 
-    # ---- what is drawn by lot
+    # ---- random choices
 
     def _chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -380,7 +380,7 @@ class World:
         return self.rng.randrange(len(words.SHAPES)), colour
 
     def _relation(self) -> tuple[str, tuple[tuple[float, float], tuple[float, float]]]:
-        """How two things stand to each other, and where they are."""
+        """Return the relation of two things, and their places."""
         left, right, top, bottom = (0.26, 0.5), (0.74, 0.5), (0.5, 0.27), (0.5, 0.73)
         match self._lot((0.58, 0.12, 0.17, 0.13)):
             case 0:
@@ -393,7 +393,7 @@ class World:
                 return self.rng.choice(words.BELOW), (bottom, top)
 
     def _shade(self, colour: str, spread: float = 6) -> tuple[float, float, float]:
-        """A colour that is called so."""
+        """Return a random colour of that name."""
         spread = min(spread, 3) if colour in ("white", "black") else spread
         red, green, blue = (min(255, max(0, v + self.rng.uniform(-spread, spread))) for v in words.COLOURS[colour])
         return red, green, blue
@@ -418,7 +418,7 @@ class World:
     # ---- words
 
     def _name(self, concept: Concept, tint: str | None) -> Name:
-        """One of its names, the usual one more often; none that says a colour if it gets another."""
+        """Return one of its names, the usual one most often; never one that names a colour if it is tinted."""
         names = [name for name in concept.names if not (tint and name.coloured)]
         return names[0] if self._chance(0.6) else self.rng.choice(names)
 
@@ -443,7 +443,7 @@ class World:
         return f"{self._colour_name(colour)} {words.SHAPES[shape]}"
 
     def _embellish(self, caption: str, style: int) -> str:
-        """Name the style, unless it is the first, and put words around a caption that change nothing."""
+        """Name the style, unless it is the first, and add words that do not change the meaning of a caption."""
         if style or self._chance(0.12):
             name = STYLES[style]
             at_end = self._chance(0.85)

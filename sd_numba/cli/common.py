@@ -29,7 +29,7 @@ ANY_PATH = click.Path(readable=False)
 
 
 def printable(text: str) -> str:
-    """Text from a file, for a terminal: control characters, with which files could command it, are shown as escapes."""
+    """Return text for a terminal: control characters, with which a file could command it, become escapes."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -63,10 +63,10 @@ def flag_of(ctx: click.Context, name: str) -> str:
 
 
 class Group(click.Group):
-    """Turns the errors that are meant for users into one line and an exit status."""
+    """Turns errors meant for users into one line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; SIGTERM ends it like an error, so that nothing unfinished stays."""
+        """Run a command; SIGTERM ends it like an error, so that no unfinished file stays."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
@@ -86,7 +86,7 @@ class Group(click.Group):
 
 
 def warm_up(*precisions: str) -> None:
-    """Compile what this CPU still lacks for products of these precisions and float32, saying so."""
+    """Compile missing kernels for products of these precisions and float32, and print the progress."""
     start = time.perf_counter()
     compiled = 0
     with _ctrl_c_kept() as raise_kept:

@@ -39,7 +39,7 @@ NO_PROMPT = f"""no prompt; say what to draw, for example:
 The model that comes with sd-numba draws things that have an emoji, in colours, numbers, places, scenes and styles.
 Others draw anything: see "sd-numba download --help". "sd-numba generate --help" lists the options."""
 MAX_BATCH_SIZE = 64
-# Options that say how to run and look, not what to make: those that may stand beside --resume.
+# Options for how to run and what to show, not for what to make; only these can be given with --resume.
 HOW = {"threads", "preview", "preview_interval", "preview_path", "profile", "verbose", "resume"}
 MAX_INTERVAL = 1_000_000  # steps from one preview to the next
 
@@ -88,7 +88,7 @@ def generate(context: click.Context, **options: Any) -> None:
 
 
 def _kept(context: click.Context, file: str) -> tuple[Order, Studio, Keeper]:
-    """Read what a stopped run left: what to make, the model, and how far it is."""
+    """Read the state of a stopped run: its order, its model and its progress."""
     for name in context.params:
         if name not in HOW and context.get_parameter_source(name) not in {ParameterSource.DEFAULT, None}:
             raise InputError(
@@ -156,7 +156,7 @@ def _again(file: str, settings: dict[str, Any], options: Mapping[str, Any]) -> R
 
 
 def _note_other_files(base: Recipe, recipe: Recipe) -> None:
-    """Say which LoRAs and embeddings are not those that the picture was made with."""
+    """Say which LoRAs and embeddings have changed since the picture was made."""
     now = dict(recipe.lora_hashes + recipe.ti_hashes)
     for name, digest in base.lora_hashes + base.ti_hashes:
         if name in now and len(digest) == len(now[name]) and digest != now[name]:
@@ -174,7 +174,7 @@ def _check_spacing(spacing: str | None, given: Mapping[str, Any]) -> None:
 
 
 def _without_those_there(jobs: Sequence[Job]) -> tuple[Job, ...]:
-    """Leave out the pictures that are there already, made with the same settings."""
+    """Leave out the pictures that already exist with the same settings."""
     rest = []
     for job in jobs:
         if job.path.is_file() and _says(job.path) == recipe_text(job.recipe):

@@ -1,7 +1,7 @@
 """The options of ``sd-numba generate``.
 
 Those that determine a picture follow from the fields of `sd_numba.generation.settings.Settings`. They have no defaults
-here: what is not given is up to the recipe and the model.
+here: the recipe and the model fill in what is not given.
 """
 
 from __future__ import annotations

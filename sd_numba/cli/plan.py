@@ -1,4 +1,4 @@
-"""What a command line asks for: the pictures to make, one by one, each with its recipe and its file."""
+"""The pictures that a command line asks for, each with its recipe and its file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..values import read_value
 
 MAX_BATCH = 10_000  # far more than anyone waits for, far fewer than would exhaust memory
 KIND = "sd-numba generate"  # of a state file
-# Options, beside the recipes, that the rest of a run must find as they were.
+# Options besides the recipes that stay the same when a run is resumed.
 KEPT = (
     "model", "vae", "taesd", "taesd_preview_only", "lora_dir", "embedding_dir", "precision", "weights", "vae_tiling",
     "batch_size", "no_metadata", "grid",
@@ -57,9 +57,9 @@ class Order:
     settings : mapping
         The options of `KEPT`.
     jobs : tuple of Job
-        To be done.
+        Pictures to make.
     sheet : tuple of (str, int)
-        Files of all pictures for the contact sheet, with those that existed already, and their rows.
+        Files of all pictures for the contact sheet, including those that existed already, and their rows.
     """
 
     settings: Mapping[str, Any]
@@ -76,12 +76,12 @@ class Order:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Order:
-        """Make an order of what `to_json` gave.
+        """Make an order from the result of `to_json`.
 
         Raises
         ------
         InputError
-            It is something else.
+            The values are not an order.
         """
         try:
             if values["kind"] != KIND:
@@ -112,12 +112,12 @@ def opening_of(settings: Mapping[str, Any]) -> Opening:
 
 
 def settings_of_file(path: str) -> tuple[Recipe, list[str]]:
-    """Read how the picture in a file was made; returns what is not supported, too.
+    """Read how the picture in a file was made; also return notes on what is not supported.
 
     Raises
     ------
     InputError
-        It does not say.
+        The file does not say.
     """
     text = read_parameters(path)
     if text is None:
@@ -128,27 +128,27 @@ def settings_of_file(path: str) -> tuple[Recipe, list[str]]:
 def plan_jobs(
     base: Recipe | None, given: Mapping[str, Any], prompt: str | None, prompt_file: str | None, count: int, pattern: str
 ) -> list[Job]:
-    """List the pictures: for each prompt of the file or the option, each of its variants, as many as asked for.
+    """List the pictures: for each prompt of the file or the option, each of its variants, `count` times.
 
     Variants share their seeds, so that they can be compared; so do the lines of a file if a seed is given.
 
     Parameters
     ----------
     base : Recipe, optional
-        What the others change.
+        The recipe that the others change.
     given : mapping
-        Fields of a recipe that options set. Those in a prompt file's lines take their place.
+        Fields of a recipe that options set; those in a prompt file's lines override them.
     prompt : str, optional
     prompt_file : str, optional
     count : int
         Pictures of each variant; seeds count up.
     pattern : str
-        Of names, as for `output_paths`.
+        Pattern of the file names, as for `output_paths`.
 
     Raises
     ------
     InputError
-        Too many, or a setting is wrong.
+        There are too many pictures, or a setting is wrong.
     """
     check_whole("batch_count", count, 1, MAX_BATCH)
     rows: list[dict[str, Any]] = [{}] if prompt is None else [{"prompt": prompt}]
@@ -160,7 +160,7 @@ def plan_jobs(
         fields = {**given, **row}
         output = fields.pop("output", None)
         recipe = replace(base or Recipe(""), **fields)
-        literal = "prompt" not in fields or recipe.prompt_syntax == "plain"  # that of `base` is one of the variants
+        literal = "prompt" not in fields or recipe.prompt_syntax == "plain"  # `base` is already one variant
         texts = [recipe.prompt] if literal else expand_variants(recipe.prompt)
         first = secrets.randbelow(2**32 - count) if recipe.seed is None else recipe.seed
         if len(recipes) + len(texts) * count > MAX_BATCH:

@@ -1,4 +1,4 @@
-"""What is seen and kept of a run while it goes: pace, previews, and the state to go on from."""
+"""Progress of a run: its pace, previews, and the saved state to continue from."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..recipes.png import save_png
 from .plan import Order
 from .terminal import Screen
 
-LONG = 60.0  # seconds of work, from which on the state is written after every step
-BUSY, SHARE = 0.02, 20  # of seconds that writing may take to be done at every step; of other work for it, else
+LONG = 60.0  # seconds; a run that takes longer writes its state after every step
+BUSY, SHARE = 0.02, 20  # a write of over BUSY seconds waits until SHARE times as long has passed
 
 
 class Keeper:
-    """Keeps the state of a run in a file, from which ``--resume`` goes on.
+    """Keeps the state of a run in a file, from which ``--resume`` continues.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ class Keeper:
     order : Order
         What is being made.
     done : int
-        Pictures of it that are made already.
+        Number of its pictures that are already made.
     always : bool
-        Whether it is kept from the first step on, however short the run is.
+        Whether to write the state from the first step on, however short the run is.
     state : mapping, optional
-        That of the picture after these, as it is in the file.
+        State of the next picture, as read from the file.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Keeper:
         self.takes = self.written = 0.0
 
     def see(self, step: Step, expected: float) -> None:
-        """Take note of a finished step of a run that is expected to take so many seconds."""
+        """Record a finished step of a run that is expected to take `expected` seconds."""
         self.state = step.state
         waits = self.takes > BUSY and time.perf_counter() - self.written < SHARE * self.takes
         if (self.active or expected > LONG) and not waits:
             self._write_or_say()
 
     def finish(self, count: int) -> None:
-        """Take note of so many pictures that are in their files."""
+        """Record that `count` more pictures are in their files."""
         self.done += count
         self.state = None
         if self.active:
@@ -88,7 +88,7 @@ class Keeper:
         return self.order.to_json()
 
     def keep(self) -> bool:
-        """Write the state if there is anything to keep; returns whether there is."""
+        """Write the state if there is anything to keep; return whether there is."""
         if self.state is None and not self.done:
             return False
         self.write()
@@ -101,13 +101,13 @@ class Keeper:
 
 
 class Previews:
-    """Shows every so many steps what the network sees in the noise: in a file, and in a terminal that can."""
+    """Shows the network's current estimate every few steps: in a file, and in a terminal that can show it."""
 
     def __init__(self, previewer: Previewer, interval: int, path: str, screen: Screen) -> None:
         self.previewer, self.interval, self.path, self.screen = previewer, interval, path, screen
 
     def see(self, step: Step) -> None:
-        """Show a step, if it is its turn or the last one."""
+        """Show a step if a preview is due or it is the last one."""
         if self.previewer.kind == "none" or ((step.index + 1) % self.interval and step.index + 1 < step.total):
             return
         sheet = contact_sheet(self.previewer(step.denoised))
@@ -121,14 +121,14 @@ def watch(steps: Iterable[Step], label: str, expected: int, see: Callable[[Step,
     Parameters
     ----------
     expected : int
-        Length of the bar; corrected by the first step, as some samplers call the network more than once a step.
+        Length of the bar; corrected at the first step, as some samplers call the network several times for each step.
     see : callable
-        Called with each step, and the seconds that all take at this pace.
+        Called with each step and the seconds that all steps take at this pace.
 
     Returns
     -------
     float
-        The seconds that the steps took.
+        Duration of the steps in seconds.
     """
     taken, count = 0.0, 0
     bar: Any

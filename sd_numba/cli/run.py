@@ -22,7 +22,7 @@ from .progress import Keeper, Previews, watch
 
 
 class Maker:
-    """Makes the pictures of an order that are left.
+    """Makes the remaining pictures of an order.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Maker:
         self.stages: defaultdict[str, float] = defaultdict(float)
 
     def check(self) -> None:
-        """Find what is wrong before kernels compile and hours of work begin.
+        """Check everything before kernels compile and hours of work begin.
 
         Raises
         ------
@@ -50,7 +50,7 @@ class Maker:
         self.studio.check(self.order.jobs[self.keeper.done :])
 
     def make(self) -> None:
-        """Make the pictures, the first batch from the state that the keeper has of it, and the contact sheet."""
+        """Make the pictures and the contact sheet; the first batch continues from the keeper's state."""
         jobs = self.order.jobs[self.keeper.done :]
         todo = list(batches(jobs, self.order.settings["batch_size"]))
         for number, batch in enumerate(todo, 1):
@@ -70,7 +70,7 @@ class Maker:
             self._save_sheet()
 
     def _draw(self, batch: Sequence[Job], label: str, runs: int) -> list[Picture]:
-        """Make the pictures of a batch, or continue with them; `runs` batches are left with this one."""
+        """Make or continue the pictures of a batch; `runs` is the number of batches left, this one included."""
         start, state = time.perf_counter(), self.keeper.state
         self.previews.screen.leave()
         making = self.studio.make(batch, state)

@@ -140,7 +140,7 @@ def _size(stream: TextIO) -> tuple[tuple[int, int], tuple[int, int]]:
     columns = lines = width = height = 0
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
-        import fcntl  # noqa: PLC0415  # not everywhere
+        import fcntl  # noqa: PLC0415  # not on Windows
         import termios  # noqa: PLC0415
 
         *_, width, height = struct.unpack("4H", fcntl.ioctl(stream.fileno(), termios.TIOCGWINSZ, bytes(8)))

@@ -20,16 +20,16 @@ from .settings import DEEPCACHE, HIRES_STRENGTH, IMAGE_STRENGTH, MASK_STRENGTH, 
 
 @dataclass(frozen=True)
 class Pass:
-    """One way from noise, or from latents with noise on them, to clean latents.
+    """One sampling pass: from noise, or from noisy latents, to clean latents.
 
     Attributes
     ----------
     height, width : int
-        Of the picture, in pixels.
+        Size of the picture in pixels.
     steps : int
-        Of the whole schedule.
+        Steps of the whole schedule.
     start : int
-        The call of the network to begin with.
+        The first call of the network.
     """
 
     height: int
@@ -45,23 +45,23 @@ class Request:
     Attributes
     ----------
     prompts, negatives, seeds : list
-        One of each for a picture.
+        One of each for every picture.
     streams : list of Noise, optional
-        What the noise is drawn from instead of the seeds: one for each picture, or one for all.
+        Noise sources that replace the seeds: one for each picture, or one for all.
     passes : tuple of Pass
         The first makes the picture, a second one refines it at a larger size.
     pictures : float32 array ``(b, height, width, 3)`` in [0, 1], optional
-        What to start from; with streams, b may be 1 for all.
+        Pictures to start from; with streams, one (b = 1) may serve all.
     masks : float32 array ``(b, height, width)`` of 0 and 1, optional
-        1 where to paint; with streams, b may be 1 for all.
+        1 where to paint; with streams, one (b = 1) may serve all.
     whole : bool
         Whether the first pass starts from noise alone, whatever the pictures.
     guided : tuple of float
-        Share of a pass's calls at which guidance begins, and at which it ends.
+        Shares of a pass's calls at which guidance begins and ends.
     cache_interval : int
-        Every so many calls of the UNet compute all of it; see `sd_numba.networks.unet.FeatureCache`.
+        The whole UNet is computed once in this many calls; see `sd_numba.networks.unet.FeatureCache`.
     merged : float
-        Share of tokens that are merged in self-attention.
+        Share of tokens to merge in self-attention.
     """
 
     prompts: list[str]
@@ -83,14 +83,14 @@ class Request:
     merged: float
 
     def sources(self) -> list[Noise]:
-        """Return what the noise of a pass is drawn from."""
+        """Return the noise sources of a pass."""
         return self.streams or [make_noise(self.rng, seed) for seed in self.seeds]
 
 
 def check_request(
     parts: ModelParts, settings: Settings, *, generator: Any = None, latents: np.ndarray | None = None
 ) -> Request:
-    """Check what `sd_numba.StableDiffusionPipeline.generate` was given, which says what it is, against the model.
+    """Check the arguments of `sd_numba.StableDiffusionPipeline.generate`, which documents them, against the model.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def check_request(
     sampler = make_sampler(parts.scheduler_name(settings.scheduler), parts.scheduler_config, settings.eta)
     steps = settings.num_inference_steps
     steps = parts.defaults["num_inference_steps"] if steps is None else steps
-    sampler.plan(steps)  # for its errors
+    sampler.plan(steps)  # raises if the number cannot be used
     start, whole = 0, True
     if pictures is not None:
         strength = settings.strength
@@ -126,7 +126,7 @@ def check_request(
     shape = (count, *parts.latent_shape(height, width))
     if given is not None and given.shape != shape:
         raise InputError(f"latents: found shape {given.shape}, expected {shape}")
-    # As in diffusers, where one picture is then encoded, and its noise drawn, once for all that are made of it
+    # As in diffusers: one picture is then encoded once, with one draw of noise, for all pictures made from it
     once = streams is not None and (masks is not None or len(streams) < count)
     if pictures is not None:
         pictures = _repeated(resize_pictures(pictures, height, width), count, "image", once)
@@ -165,7 +165,7 @@ def prompts_of(settings: Settings) -> tuple[list[str], list[str]]:
 
 
 def _check_start(settings: Settings, latents: np.ndarray | None) -> None:
-    """Raise InputError unless what pictures start from goes together."""
+    """Raise InputError if the arguments for the start contradict each other."""
     if settings.image is None:
         for name in ("mask_image", "strength", "expand"):
             if getattr(settings, name) is not None:
@@ -180,7 +180,7 @@ def _check_start(settings: Settings, latents: np.ndarray | None) -> None:
 
 
 def _start(parts: ModelParts, settings: Settings) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return the pictures to start from, with the borders that are to be painted, and the masks."""
+    """Return the pictures to start from, enlarged by the borders to paint, and the masks."""
     pictures = None if settings.image is None else as_pictures(settings.image, "image")
     masks = None if settings.mask_image is None else as_masks(settings.mask_image, "mask_image")
     if pictures is None or settings.expand is None:
@@ -200,7 +200,7 @@ def _start(parts: ModelParts, settings: Settings) -> tuple[np.ndarray | None, np
 
 
 def _streams(generator: Any, count: int, settings: Settings) -> tuple[list[Noise], list[int]]:
-    """Return the streams of generators, and the seeds that they began with."""
+    """Return the streams of generators, and the seeds that they started from."""
     if settings.seed is not None or settings.rng != "cpu":
         raise InputError("generator excludes seed and rng")
     streams, seeds = noise_of(generator, count)
@@ -210,7 +210,7 @@ def _streams(generator: Any, count: int, settings: Settings) -> tuple[list[Noise
 def _size(
     parts: ModelParts, settings: Settings, latents: np.ndarray | None, pictures: np.ndarray | None
 ) -> tuple[int, int]:
-    """Return the size asked for, or that of what was given to start from, or the model's own."""
+    """Return the requested size, else that of the given latents or pictures, else the model's own."""
     factor = parts.vae.factor
     own = parts.default_size
     if latents is not None and latents.ndim == 4:
@@ -228,13 +228,13 @@ def _second(parts: ModelParts, sampler: Sampler, first: Pass, scale: float, sett
     height, width = (int(side * scale) // factor * factor for side in (first.height, first.width))
     check_size(height, width, factor, parts.pixel_bytes())
     steps = settings.hires_steps or first.steps
-    sampler.plan(steps)  # for its errors
+    sampler.plan(steps)  # raises if the number cannot be used
     strength = HIRES_STRENGTH if settings.hires_strength is None else settings.hires_strength
     return Pass(height, width, steps, sampler.start_call(steps, strength))
 
 
 def _repeated(values: np.ndarray, count: int, name: str, once: bool = False) -> np.ndarray:
-    """Give one for each picture, or `once` what was given if it is one for all."""
+    """Return one for each picture; with `once`, a single one is returned as it is."""
     if len(values) not in {1, count}:
         raise InputError(f"{name}: found {len(values)} for {count} pictures, expected as many or one")
     return values if once or len(values) == count else np.repeat(values, count, axis=0)

@@ -17,22 +17,22 @@ from .request import Request
 class Generation(Generator[Step, "np.ndarray | None", None]):
     """Pictures in the making.
 
-    Iterating makes one call of the network after another. Latents that are sent replace those of the last step. Nothing
-    is computed before the first step is asked for.
+    Iterating makes one call of the network after another. Latents sent to it replace those of the last step. Nothing
+    is computed before the first step is requested.
 
     Parameters
     ----------
     model : ModelParts
     request : Request
     state : mapping, optional
-        That of a `Step`, to go on after it.
+        The ``state`` of a `Step`, to continue after it.
     loras : tuple of Lora
-        Those that the run computes with, whatever runs beside it do with the same model.
+        LoRAs of this run; other runs of the same model may use others at the same time.
 
     Attributes
     ----------
     latents : float32 array ``(b, c, h, w)``, optional
-        Those after the last step, or in the state.
+        Latents after the last step, or those in the state.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Generation(Generator[Step, "np.ndarray | None", None]):
         self.model.apply_loras(self._loras)
         try:
             step = self._steps.send(value)
-        except BaseException:  # the last step was made, too
+        except BaseException:  # also after the last step
             self.model.apply_loras(self.model.loras)
             raise
         self.latents = step.latents
@@ -98,7 +98,7 @@ class Generation(Generator[Step, "np.ndarray | None", None]):
         return self.model.decode(self.latents)
 
     def _kept(self, count: int) -> Iterator[tuple[np.ndarray, Image.Image]]:
-        """Yield the picture that each started from with its mask, if there are masks."""
+        """Yield each picture's starting picture and mask, if there are masks."""
         pictures, masks = self.request.pictures, self.request.masks
         if pictures is None or masks is None:
             return

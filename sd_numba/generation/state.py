@@ -1,8 +1,8 @@
-"""The state of a run in a file, so that a run that was interrupted goes on with the very same bits.
+"""The state of a run in a file, so that an interrupted run continues with exactly the same bits.
 
 A state is a tree of plain values and NumPy arrays: latents, a sampler's history, noise sources. Its file is a
-safetensors file: the arrays are its tensors, called "0", "1" ...; its metadata holds the tree and what it is for as
-JSON, and a digest of everything. In the tree's JSON, objects have one key, which says what they are::
+safetensors file: the arrays are its tensors, called "0", "1" ...; its metadata holds the tree and its purpose as
+JSON, and a digest of everything. In the tree's JSON, an object has one key, which says what the object stands for::
 
     {"tuple": [...]}   {"dict": {...}}   {"array": "0"}   {"scalar": "1"}
 
@@ -34,9 +34,9 @@ _MAX_TEXT = 1 << 24  # characters of JSON: objects take many times the memory of
 
 
 def save_state(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]) -> None:
-    """Write a state, in place of the one that was there.
+    """Write a state, replacing an existing one.
 
-    Whenever the process is killed, the file holds the former state or this one, whole.
+    If the process is killed at any time, the file holds the old state or the new one, complete.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ def save_state(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]
         Dicts with str keys, lists, tuples, None, bool, int, float, str, and arrays and scalars of NumPy's booleans,
         integers and floats up to 64 bits, nested up to 50 deep. An array that occurs several times is stored once.
     about : mapping
-        What the state is for: anything that JSON can hold.
+        What the state is for, as any values that JSON can represent.
 
     Raises
     ------
     InputError
-        The tree holds something else, texts of more than 16 MB, or the file cannot be written.
+        The tree holds other values or more than 16 MB of text, or the file cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
@@ -81,7 +81,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     Raises
     ------
     InputError
-        There is no such file, it is no state, a damaged one, or one of a newer version of sd-numba.
+        The file is missing, is not a state, is damaged, or is from a newer version of sd-numba.
     """
     path = Path(path)
     try:
@@ -128,7 +128,7 @@ def _check_texts(path: Path, texts: Mapping[str, str]) -> None:
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray], known: dict[int, str], depth: int = 0) -> Any:
-    """Return a tree as JSON has it; its arrays go to ``arrays``, and their names by id to ``known``."""
+    """Return a tree as JSON values; its arrays are added to ``arrays``, and their names, by id, to ``known``."""
     if depth > _MAX_DEPTH:
         raise InputError(f"the state is nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, np.ndarray | np.generic):
@@ -140,7 +140,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], known: dict[int, str], de
             known[id(value)] = str(len(arrays))
             arrays[known[id(value)]] = np.asarray(value, dtype, order="C")
         return {kind: known[id(value)]}
-    # subclasses would come back as what they are not
+    # a subclass would come back as its base class
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
@@ -152,12 +152,12 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], known: dict[int, str], de
 
 
 def _decode(value: Any, arrays: Mapping[str, np.ndarray], depth: int = 0) -> Any:
-    """Return the tree that JSON stands for.
+    """Return the tree that JSON values stand for.
 
     Raises
     ------
     ValueError
-        It stands for none.
+        They do not stand for a tree.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"nested more than {_MAX_DEPTH} deep")

@@ -137,7 +137,7 @@ class TextEncoder:
         ids : integer array ``(b, t)``
             ``t`` at most ``max_position_embeddings`` (77), every id below the rows of ``token_embedding``.
         skip
-            How many of the last layers are left out (``clip_skip`` in diffusers).
+            Number of last layers to leave out (``clip_skip`` in diffusers).
 
         Returns
         -------

@@ -5,8 +5,8 @@ over prefixes. A weight stays the view that ``weights.take`` gives, in the dtype
 ``weights.packed`` asks for packed copies; kernels add the low-rank updates (LoRA) that ``weights.updates`` gives.
 Biases and norm weights are widened to float32 once: they are small.
 
-Products are as precise as ``weights.precision`` says, or more where a layer needs it or the CPU lacks the instructions.
-Those of bytes need weights of bytes, which are made here unless the file has them.
+Matrix products use ``weights.precision``, or a finer one where a layer needs it or the CPU lacks the instructions. int8
+products need int8 weights, which are made here unless the file has them.
 
 Activations are float32, C-contiguous, channels last: ``(n, h, w, c)`` or ``(n, t, c)``.
 """
@@ -27,7 +27,7 @@ Update = tuple[np.ndarray, np.ndarray, float]  # up (n, r), down (r, k) or (r, c
 
 
 class WeightSource(Protocol):
-    """Where layers take their weights from: ``Weights``, or ``ShapeRecorder`` which holds none."""
+    """Where layers take their weights from: ``Weights``, or ``ShapeRecorder``, which has none."""
 
     packed: bool
     precision: str
@@ -37,25 +37,25 @@ class WeightSource(Protocol):
         ...
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray | kernels.QuantizedWeight:
-        """Give the weight of a layer, which must have this shape."""
+        """Return the weight of a layer, which must have this shape."""
         ...
 
     def take_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Give another tensor, which must have this shape."""
+        """Return another tensor, which must have this shape."""
         ...
 
     def updates(self, prefix: str) -> list[Update]:
-        """Give the low-rank updates of the weight of the layer of this name, whose sizes fit it."""
+        """Return the low-rank updates for the weight of the layer of this name; their sizes fit it."""
         ...
 
 
 def take_vector(weights: WeightSource, name: str, c: int) -> np.ndarray:
-    """Float32 copy of a bias or norm weight of shape ``(c,)``."""
+    """Return a float32 copy of a bias or norm weight of shape ``(c,)``."""
     return kernels.widen(weights.take_array(name, (c,)))
 
 
 def products(weights: WeightSource, coarsest: str = "int8") -> str:
-    """Return the precision of a layer's products: the one asked for, but no coarser than the layer bears."""
+    """Return the precision of a layer's products: the requested one, but no coarser than the layer tolerates."""
     wanted = min(weights.precision, coarsest, key=PRECISIONS.index)
     return wanted if wanted in kernels.precisions() else "f32"
 
@@ -70,7 +70,7 @@ def adapt(
 
 
 def fit(w: kernels.StoredWeight, precision: str) -> kernels.StoredWeight:
-    """Return a weight as the products of linear layers need it: coarser ones add no updates, and bytes need bytes."""
+    """Return a weight as linear layers need it: below float32, updates are merged; int8 needs int8 weights."""
     if precision == "f32":
         return w
     if isinstance(w, kernels.AdaptedWeight):
@@ -94,7 +94,7 @@ class Linear:
     activation : str, optional
         One of those of `kernels.linear`.
     coarsest : str
-        The coarsest precision of products that the layer bears.
+        The coarsest precision of products that the layer tolerates.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Conv2d:
     activation : str, optional
         One of those of `kernels.conv2d`.
     coarsest : str
-        The coarsest precision of products that the layer bears.
+        The coarsest precision of products that the layer tolerates.
     """
 
     def __init__(

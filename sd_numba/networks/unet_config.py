@@ -42,7 +42,7 @@ UNUSED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of the UNet. Names and defaults are those of diffusers, where an integer may stand for one a level.
+    """Shape of the UNet. Names and defaults are those of diffusers, where one integer may stand for all levels.
 
     The exception is ``num_attention_heads``: diffusers calls it ``attention_head_dim``.
     """
@@ -110,7 +110,7 @@ class UNetConfig:
 
     @property
     def finest_attention(self) -> int:
-        """The level of the highest resolution at which there is attention; in the middle there always is."""
+        """The level of the highest resolution with attention; the middle block always has it."""
         crossed = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
         levels = [level for level, types in enumerate(crossed) if any(t.startswith("CrossAttn") for t in types)]
         return min(levels, default=len(self.block_out_channels) - 1)

@@ -1,8 +1,7 @@
-"""Pictures and masks to start from: out of files and callers' arrays, in the sizes that a model takes.
+"""Pictures and masks to start from: read from files or arrays, and resized for a model.
 
 Arrays are float32 in [0, 1], ``(b, h, w, 3)`` for pictures and ``(b, h, w)`` for masks, where 1 is painted and 0 kept.
-Sizes change as diffusers' ``VaeImageProcessor`` changes those of PIL images, so that the same files give the same
-pictures there and here.
+Resizing follows diffusers' ``VaeImageProcessor`` for PIL images, so that the same files give the same pictures in both.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from ..errors import InputError
 from .files import open_mask, open_picture, to_grey, to_rgb
 
 LANCZOS = Image.Resampling.LANCZOS
-SLACK = 1e-3  # how far outside 0 .. 1 values may be, from rounding
-ROOMY = 2.25  # times the area that a model was made for, up to which a picture keeps its size
-OVERLAP = 8  # pixels of the old picture that are painted anew beside new ones, at most
-BLUR = 1 / 16  # of a new border's width: how far its colours run into each other
-SOFT_EDGE = 4  # pixels in which a painted part fades in
+SLACK = 1e-3  # tolerance for values outside 0 .. 1, from rounding
+ROOMY = 2.25  # a picture of up to this many times the model's area keeps its size
+OVERLAP = 8  # most pixels of the old picture that are repainted along a new border
+BLUR = 1 / 16  # radius of the blur in a new border, as a share of its width
+SOFT_EDGE = 4  # pixels over which a painted part fades in
 PictureLike: TypeAlias = Image.Image | np.ndarray | str | os.PathLike[str] | Sequence[Any]
 
 
 def as_pictures(value: PictureLike, name: str) -> np.ndarray:
-    """Take pictures in whatever form a caller has them.
+    """Convert pictures in any supported form to one array.
 
     Parameters
     ----------
     value : PIL image, array, path, or list of these
         Arrays are ``(h, w, 3)`` or ``(b, h, w, 3)``, uint8 or float in [0, 1].
     name : str
-        Of the argument, for errors.
+        Name of the argument, for errors.
 
     Returns
     -------
@@ -46,20 +45,20 @@ def as_pictures(value: PictureLike, name: str) -> np.ndarray:
     Raises
     ------
     InputError
-        The value is something else, holds other numbers or pictures of several sizes, or a file cannot be used.
+        The value has another type, numbers out of range or pictures of several sizes, or a file cannot be used.
     """
     return _as_arrays(value, name, open_picture, to_rgb, _picture_array)
 
 
 def as_masks(value: PictureLike, name: str) -> np.ndarray:
-    """Take masks in whatever form a caller has them.
+    """Convert masks in any supported form to one array.
 
     Parameters
     ----------
     value : PIL image, array, path, or list of these
         Arrays are ``(h, w)``, ``(h, w, 1)``, ``(b, h, w)`` or ``(b, h, w, 1)``; uint8, bool, or float in [0, 1].
     name : str
-        Of the argument, for errors.
+        Name of the argument, for errors.
 
     Returns
     -------
@@ -77,7 +76,7 @@ def as_masks(value: PictureLike, name: str) -> np.ndarray:
 def resize_pictures(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize pictures ``(b, h, w, 3)`` as diffusers resizes PIL images: by Lanczos, in eight bits.
 
-    Those that have the size already stay as they are.
+    Pictures that already have the size are returned unchanged.
     """
     if pictures.shape[1:3] == (height, width):
         return pictures
@@ -85,14 +84,14 @@ def resize_pictures(pictures: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize masks ``(b, h, w)`` as diffusers resizes PIL images, then make them 1 from a half on and 0 below."""
+    """Resize masks ``(b, h, w)`` as diffusers resizes PIL images, then set values from 0.5 on to 1, others to 0."""
     if masks.shape[1:] != (height, width):
         masks = _resize(masks, height, width)
     return (masks >= 0.5).astype(np.float32)
 
 
 def latent_masks(masks: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Masks ``(b, height, width)`` at the size of latents: the nearest pixel up and to the left, as torch takes it.
+    """Scale masks ``(b, height, width)`` to latents: take the nearest pixel above and to the left, as torch does.
 
     Returns
     -------
@@ -123,8 +122,8 @@ def fit_size(height: int, width: int, factor: int, area: int) -> tuple[int, int]
     Returns
     -------
     height, width : int
-        Those of the picture, rounded down, unless it has far more pixels than `area`: then about as many as `area`, in
-        the same shape.
+        The picture's size, rounded down; if it has far more pixels than `area`, a size of about `area` pixels with the
+        same aspect ratio.
     """
     if height * width <= ROOMY * area:
         return max(height // factor, 1) * factor, max(width // factor, 1) * factor
@@ -149,9 +148,9 @@ def expand(
     Returns
     -------
     picture : PIL.Image.Image
-        With borders in the colours of its edges, which blur into each other.
+        With borders that continue the colours of its edges, blurred.
     mask : PIL.Image.Image
-        White on the borders and some pixels beside them, so that no seam remains.
+        White on the borders and on some pixels beside them, so that no seam remains.
 
     Raises
     ------
@@ -178,7 +177,7 @@ def expand(
 def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -> Image.Image:
     """Keep the painted pixels inside a mask only: outside it, every pixel is the original's.
 
-    The painted part fades in within a few pixels of the mask's edge, and less where the mask is thinner than these.
+    The painted part fades in within a few pixels of the mask's edge, or fewer where the mask is thinner.
 
     Parameters
     ----------
@@ -229,7 +228,7 @@ def _as_arrays(
     convert: Callable[[Image.Image, str], Image.Image],
     check: Callable[[np.ndarray, str], np.ndarray],
 ) -> np.ndarray:
-    """Make one batch of pictures or masks: `read` files, `convert` images of PIL, `check` arrays."""
+    """Return one batch of pictures or masks; `read` opens files, `convert` takes PIL images, `check` takes arrays."""
     if isinstance(value, (list, tuple)):
         parts = [_as_arrays(one, name, read, convert, check) for one in value]
         sizes = sorted({(part.shape[2], part.shape[1]) for part in parts})
@@ -279,7 +278,7 @@ def _unit(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _resize(arrays: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize each of a batch with values in [0, 1], by Lanczos in eight bits."""
+    """Resize each array of a batch with values in [0, 1], by Lanczos in eight bits."""
     pictures = [Image.fromarray(one) for one in np.round(arrays * 255).astype(np.uint8)]
     return np.stack([np.asarray(one.resize((width, height), LANCZOS), np.float32) / 255 for one in pictures])
 

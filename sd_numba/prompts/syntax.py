@@ -3,15 +3,15 @@ r"""The syntax of prompts: variants, emphasis, and prompts that change while a p
 ============================  ======================================================================
 ``{red|green} apple``         variants: a prompt for every combination (`expand_variants`)
 ``(x)  [x]  (x:1.3)``         emphasis: 1.1 times as strong, 1.1 times weaker, 1.3 times as strong
-``[from:to:when]``            another text after a step (``8``) or a share of all steps (``0.4``)
-``[to:when]  [from::when]``   text that comes, or goes, after that step
-``[a|b]``                     alternation: another text in every step
-``BREAK``                     what follows begins a new chunk
-``\(  \)  \[  \]  \\``        these characters themselves
+``[from:to:when]``            the text changes after a step (``8``) or a share of them (``0.4``)
+``[to:when]  [from::when]``   text is added, or removed, after that step
+``[a|b]``                     alternation: the texts take turns, one for each step
+``BREAK``                     the text after it begins a new chunk
+``\(  \)  \[  \]  \\``        the characters themselves
 ============================  ======================================================================
 
-Texts mean what they mean in AUTOMATIC1111's stable-diffusion-webui 1.10 (``modules/prompt_parser.py``), which has no
-variants: those are written as in the extension sd-dynamic-prompts. `prompt` makes tokens and vectors of the texts.
+The syntax is that of AUTOMATIC1111's stable-diffusion-webui 1.10 (``modules/prompt_parser.py``). Variants, which it
+lacks, are written as in the extension sd-dynamic-prompts. `sd_numba.prompts.encoding` turns the texts into vectors.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 
 MAX_VARIANTS = 10_000
-MAX_DEPTH = 64  # of brackets in brackets
+MAX_DEPTH = 64  # of nested brackets
 
 BREAK = ("BREAK", -1.0)
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 CLOSING = {"(": ")", "[": "]"}
 
 _VARIANT_TOKENS = re.compile(r"(?:[^\\{|}]|\\.)+|[{|}\\]", re.DOTALL)
-# Emphasis: escapes, a weight with its bracket, brackets, text. Numbers that float() takes, in a form that is read once.
+# Emphasis: escapes, a weight with its bracket, brackets, text. float() reads the numbers; no backtracking is needed.
 _EMPHASIS_TOKENS = re.compile(r"\\[()\[\]\\]?|:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|:")
 _BREAK_WORD = re.compile(r"\bBREAK\b")
-_SCHEDULE_TOKENS = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|[()\[\]:|]|\\")  # an escape of a line's end is none
+_SCHEDULE_TOKENS = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|[()\[\]:|]|\\")  # a backslash at the end of a line is no escape
 _WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 
 # ---- variants
@@ -44,11 +44,11 @@ _Variants = list["str | list[_Variants]"]  # texts, and groups with their altern
 
 
 def expand_variants(text: str) -> list[str]:
-    r"""Return every combination of the alternatives of ``{a|b|c}``; those of the last group vary fastest.
+    r"""Return every combination of the alternatives of ``{a|b|c}``; the last group varies fastest.
 
-    Groups may hold groups, and alternatives may be empty. What has no ``|`` in its braces, and braces without their
-    partner, are text; so are ``\{``, ``\|`` and ``\}``, which keep their backslash: `parse_attention` takes it away.
-    Each of the texts therefore stands for itself alone.
+    Groups may be nested, and alternatives may be empty. Braces without a ``|`` and unmatched braces are text. So are
+    ``\{``, ``\|`` and ``\}``, which keep their backslash: `parse_attention` removes it. None of the returned texts
+    therefore expands any further.
 
     Raises
     ------
@@ -108,12 +108,12 @@ def _combinations(parts: _Variants) -> Iterator[str]:
 
 
 def parse_attention(text: str) -> list[tuple[str, float]]:
-    r"""Split a prompt into pieces of equal weight, brackets and escapes taken away.
+    r"""Split a prompt into pieces of equal weight, without brackets and escapes.
 
-    Brackets multiply: ``(x)`` by 1.1, ``[x]`` by 1 / 1.1, ``(x:1.3)`` by 1.3. Those that nothing closes reach to the
-    end; those that close nothing are text, as is ``:1.3`` outside round brackets. ``BREAK`` is a piece of its own,
-    ``("BREAK", -1.0)``; within brackets it is a word like others, as its weight is another one. Brackets deeper than
-    64 change nothing more. As AUTOMATIC1111's ``parse_prompt_attention``, to the bit.
+    Brackets multiply the weight: ``(x)`` by 1.1, ``[x]`` by 1 / 1.1, ``(x:1.3)`` by 1.3. An unclosed bracket reaches to
+    the end. A closing bracket without an opening one is text, as is ``:1.3`` outside round brackets. ``BREAK`` is a
+    piece of its own, ``("BREAK", -1.0)``; within brackets, where its weight differs, it is an ordinary word. Brackets
+    more than 64 deep have no effect. The result equals that of AUTOMATIC1111's ``parse_prompt_attention`` bit for bit.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def parse_attention(text: str) -> list[tuple[str, float]]:
 
 
 def _split_at_breaks(text: str) -> list[tuple[str, float]]:
-    """Pieces of a text, with a ``BREAK`` between any two, and the white space around it taken away."""
+    """Split a text at each ``BREAK``; return the pieces, stripped there, with a ``BREAK`` between any two."""
     first, *others = _BREAK_WORD.split(text)
     found = [(first, 1.0)]
     for other in others:
@@ -167,7 +167,7 @@ _Parts = list["str | _Edit"]
 
 @dataclass(frozen=True)
 class _Edit:
-    """Texts of which one holds: the second after step ``when``, or each in turn if that is None."""
+    """Alternative texts: the second replaces the first after step ``when``; if that is None, they take turns."""
 
     options: list[_Parts]
     when: int | None
@@ -175,7 +175,7 @@ class _Edit:
 
 @dataclass
 class _Open:
-    """A bracket that is not closed yet, and what has come since."""
+    """A bracket that is not closed yet, and its content so far."""
 
     bracket: str
     segments: list[_Parts] = field(default_factory=lambda: [[]])
@@ -189,20 +189,20 @@ class _Open:
 
 
 def prompt_schedule(text: str, steps: int) -> list[tuple[int, str]]:
-    """Return the texts that a prompt stands for, each with the last step (from 1 on) in which it holds.
+    """Return the texts that a prompt stands for, each with the last step, counted from 1, that it applies to.
 
     ``[from:to:when]``, ``[to:when]`` and ``[from::when]`` change after step ``when``; a number with a dot is a share of
-    the steps. ``[a|b]`` changes in every step. They may hold each other and emphasis, and be held by it. Brackets that
-    do not fit the grammar are text. A text with a ``|`` outside square brackets, with a backslash at the end of a line
-    or with brackets more than 64 deep is taken as it is. As AUTOMATIC1111's
-    ``get_learned_conditioning_prompt_schedules`` where its grammar, which is ambiguous, leaves one reading.
+    the steps. ``[a|b]`` changes in every step. These and emphasis can contain each other.
+    Brackets that do not fit the grammar are text. A text with a ``|`` outside square brackets, with a backslash at the
+    end of a line or with brackets more than 64 deep is taken as it is. The result is that of AUTOMATIC1111's
+    ``get_learned_conditioning_prompt_schedules`` wherever its ambiguous grammar leaves one reading.
 
     Parameters
     ----------
     text
         The prompt.
     steps
-        How many steps there are.
+        Number of steps.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def _at_step(parts: _Parts, step: int) -> Iterator[str]:
 
 
 def _parse_schedule(text: str, steps: int, edits: list[_Edit]) -> _Parts | None:
-    """Parse a prompt, and collect its edits; None if the grammar has no place for it."""
+    """Parse a prompt and collect its edits; return None if the grammar does not allow it."""
     opened = [_Open("")]
     for token in _SCHEDULE_TOKENS.findall(text):
         top = opened[-1]
@@ -242,7 +242,7 @@ def _parse_schedule(text: str, steps: int, edits: list[_Edit]) -> _Parts | None:
         elif token in CLOSING.values():
             group = _close(top, steps) if CLOSING.get(top.bracket) == token else None
             if group is None:
-                # Within groups, every bracket must belong to one: what is open around this one is text, too.
+                # Inside a group every bracket must belong to a group, so the open ones around this one are text, too.
                 if not _flatten(opened):
                     return None
                 opened[0].segments[-1].append(token)
@@ -259,7 +259,7 @@ def _parse_schedule(text: str, steps: int, edits: list[_Edit]) -> _Parts | None:
 
 
 def _close(group: _Open, steps: int) -> _Parts | None:
-    """What a closed bracket stands for; None if the grammar has no such group."""
+    """Return what a closed bracket stands for; None if the grammar has no such group."""
     kind = group.bracket, group.separators
     if kind in (("(", ""), ("[", ""), ("(", ":")):
         return [*group.text(), CLOSING[group.bracket]]
@@ -275,7 +275,7 @@ def _close(group: _Open, steps: int) -> _Parts | None:
 
 
 def _flatten(opened: list[_Open]) -> bool:
-    """Make all open brackets text; says whether the grammar allows that: it has no place for ``|`` there."""
+    """Turn all open brackets into text; return whether the grammar allows that: they must not contain ``|``."""
     outside, *groups = opened
     del opened[1:]
     for group in groups:
@@ -284,7 +284,7 @@ def _flatten(opened: list[_Open]) -> bool:
 
 
 def require_text(text: str) -> str:
-    """Return the text; raises InputError if it is something else."""
+    """Return the text; raise InputError if it is not a str."""
     if not isinstance(text, str):
         raise InputError(f"prompt: found {type(text).__name__}, expected text")
     return text

@@ -1,4 +1,4 @@
-"""Tags of LoRAs in prompts, as AUTOMATIC1111's web UI has them."""
+"""LoRA tags in prompts, in the syntax of AUTOMATIC1111's web UI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weights = tuple[float, float]  # of the UNet and of the text encoder
 
 
 def split_tags(prompt: str) -> tuple[str, list[tuple[str, Weights]]]:
-    """Take the tags out of a prompt.
+    """Remove the tags from a prompt.
 
     ``<lora:name>``, ``<lora:name:weight>`` or ``<lora:name:text encoder's weight:UNet's weight>``.
 
@@ -28,7 +28,7 @@ def split_tags(prompt: str) -> tuple[str, list[tuple[str, Weights]]]:
     Raises
     ------
     InputError
-        A weight is not a number, or a tag has another form.
+        A weight is not a number, or a tag is malformed.
     """
     found = []
     for match in TAG.finditer(prompt):
@@ -43,12 +43,12 @@ def split_tags(prompt: str) -> tuple[str, list[tuple[str, Weights]]]:
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """Split ``FILE[:weight]``; a file whose name ends so is taken as it is.
+    """Split ``FILE[:weight]``; the name of an existing file is taken as it is.
 
     Raises
     ------
     InputError
-        What follows the colon is not a number.
+        The text after the colon is not a number.
     """
     name, colon, weight = text.rpartition(":")
     if not colon or os.path.exists(text):

@@ -1,6 +1,6 @@
 """CLIP's tokenizer: text -> token ids, exactly those of transformers' ``CLIPTokenizer``.
 
-Text is normalised (NFC, runs of white space folded, lower case), the special tokens are picked out, the rest is split
+Text is normalised (NFC, runs of white space folded, lower case), the special tokens are matched, the rest is split
 into words, and every word is byte-pair encoded over its UTF-8 bytes, with ``</w>`` at word ends. The ``tokenizers``
 library does the work; this module reads a model's tokenizer folder and sets it up.
 
@@ -73,7 +73,7 @@ class Tokenizer:
         folder
             The folder.
         vocab_size
-            How many tokens the text encoder knows, to make sure that it can take every id.
+            Size of the text encoder's vocabulary, to check that it has every id.
 
         Raises
         ------
@@ -134,17 +134,17 @@ class Tokenizer:
         write_tokenizer(folder, _clip_merges(), str(self._backend.id_to_token(self.pad_id)), self.max_length)
 
     def __call__(self, text: str | Sequence[str]) -> np.ndarray:
-        """Token ids of one prompt or several.
+        """Return the token ids of one or more prompts.
 
         Returns
         -------
         numpy.ndarray
-            int64 (n, 77). What does not fit is cut; ``truncated`` tells.
+            int64 (n, 77). Tokens that do not fit are cut off; see ``truncated``.
 
         Raises
         ------
         InputError
-            Something else than text was given.
+            A prompt is not text.
         """
         texts = [text] if isinstance(text, str) else list(text)
         rows = np.full((len(texts), self.max_length), self.pad_id, np.int64)
@@ -154,18 +154,18 @@ class Tokenizer:
         return rows
 
     def add_word(self, word: str, ids: range) -> None:
-        """Let a word stand for these ids (of a textual inversion embedding), whatever its case.
+        """Make a word, in any case, stand for these ids (of a textual inversion embedding).
 
         Raises
         ------
         InputError
-            The word is empty, or stands for others already.
+            The word is empty or already taken.
         """
         if not word.strip() or word.lower() in self._words:
             reason = "the name is taken" if word.strip() else "the name is empty"
             raise InputError(f"embedding {word!r:.80}: {reason}; rename the file")
         words = {**self._words, word.lower(): ids}
-        self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest that fits counts
+        self._words = dict(sorted(words.items(), key=lambda item: -len(item[0])))  # the longest match wins
         self._pattern = re.compile("|".join(f"({whole_word(word).pattern})" for word in self._words), re.IGNORECASE)
 
     @property
@@ -174,18 +174,18 @@ class Tokenizer:
         return tuple(self._words.values())
 
     def encode(self, text: str) -> list[int]:
-        """All token ids of a text, without start, end, padding or limit."""
+        """Return all token ids of a text, without start, end, padding or limit."""
         return [token for token, _ in self._encode(text)]
 
     def truncated(self, text: str) -> str:
-        """The part of a prompt that does not fit and is cut off; empty if it all fits."""
+        """Return the part of a prompt that does not fit and is cut off; empty if all of it fits."""
         encoding = self._encode(text)
         if len(encoding) <= self.max_length - 2:
             return ""
         return text[encoding[self.max_length - 2][1] :]
 
     def _encode(self, text: str) -> list[tuple[int, int]]:
-        """All token ids of a text, and where each begins."""
+        """Return all token ids of a text, each with its start in the text."""
         if not isinstance(text, str):
             raise InputError(f"prompt: found {type(text).__name__}, expected text")
         try:
@@ -207,13 +207,13 @@ class Tokenizer:
 
 
 def whole_word(word: str) -> re.Pattern[str]:
-    """A pattern that finds a word in prompts where it is no part of a longer one."""
+    """Return a pattern that finds a word in prompts, but not inside a longer word."""
     before, after = (r"\b" if re.match(r"\w", letter) else "" for letter in (word[0], word[-1]))
     return re.compile(before + re.escape(word) + after, re.IGNORECASE)
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
-    """The text of a special token, which files give as text or as ``{"content": text, ...}``."""
+    """Return the text of a special token, which files store as text or as ``{"content": text, ...}``."""
     return token if isinstance(token, str) else str(token.get("content"))
 
 
@@ -225,19 +225,19 @@ def _added_token(token: str | Mapping[str, Any], special: bool = True) -> AddedT
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the two small files together, and the content of ``tokenizer.json`` if there is one."""
+    """Return the merged settings of the two small files, and the content of ``tokenizer.json`` if it exists."""
     config, named, whole = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
     )
-    # Newer files list the tokens with their flags in the first; then the second says nothing more.
+    # In newer models the first file lists the tokens with their flags, and the second adds nothing.
     return (config if "added_tokens_decoder" in config else config | named), whole
 
 
 def _added_tokens(
     config: Mapping[str, Any], whole: Mapping[str, Any], special: Mapping[str, str | Mapping[str, Any]]
 ) -> list[AddedToken]:
-    """The tokens that are picked out of a text before it is split."""
+    """Return the tokens that are matched before a text is split."""
     if "added_tokens_decoder" in config:
         listed = [token for _, token in sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0]))]
     else:
@@ -246,8 +246,8 @@ def _added_tokens(
     known = {token.content for token in added}
     wanted = [*special.values(), *(config.get("extra_special_tokens") or config.get("additional_special_tokens") or [])]
     for index, token in enumerate(wanted):
-        # One token given both as text and as a dict is registered twice, and the later flags hold (in SD 1.5 those
-        # of the pad token: it is looked for before the text is lower-cased). transformers does the same.
+        # A token given both as text and as a dict is registered twice, and the later flags win (in SD 1.5 those of
+        # the pad token, which is matched before the text is lower-cased). transformers does the same.
         if _content(token) not in known and token not in wanted[:index]:
             added.append(_added_token(token))
     return added
@@ -286,7 +286,7 @@ def _clip_merges() -> list[tuple[str, str]]:
 def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Return the tokens of a CLIP tokenizer with their ids.
 
-    They are letters for bytes, the same at ends of words, what the merges make, and two special ones.
+    They are a letter for each byte, the same letters with ``</w>``, the results of the merges, and two special tokens.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
@@ -308,7 +308,7 @@ def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]], pad_token: 
 
 
 def build_backend(model: BPE, added: Sequence[AddedToken] = ()) -> Backend:
-    """Set up the way from text to tokens: how CLIP normalises it and splits it into words, around a model."""
+    """Build the pipeline from text to tokens: CLIP's normalisation and splitting into words, around a model."""
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -2,7 +2,7 @@
 
 The text is the one that AUTOMATIC1111's web UI writes and many tools read: the prompt, a line ``Negative prompt: ...``
 and a line of ``Key: value`` pairs, in the PNG chunk ``parameters`` (tEXt, or iTXt where Latin-1 does not suffice).
-What the pairs mean is in :mod:`sd_numba.recipes.infotext`.
+The meaning of the pairs is in :mod:`sd_numba.recipes.infotext`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEGATIVE = f"{NEGATIVE_KEY}:"
 PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 END = re.compile(r"\s*(?:,|$)")
 AUTOMATIC = "Automatic"  # the web UI leaves this schedule type out
-# What the web UI takes since version 1.9 where no schedule type is named; Uniform for all other samplers.
+# The web UI's schedule types since version 1.9 if none is named; Uniform for all other samplers.
 AUTOMATIC_TYPES = {"DPM++ 2M": "Karras", "DPM++ 2M SDE": "Exponential"}
 MIN_PAIRS = 3  # with fewer, the last line belongs to the prompt
 
@@ -40,7 +40,7 @@ class Parameters:
 
 
 def sampler_title(name: str) -> dict[str, str]:
-    """A sampler of ours as the web UI calls it.
+    """Return the web UI's name for one of our samplers.
 
     Examples
     --------
@@ -58,11 +58,10 @@ def sampler_title(name: str) -> dict[str, str]:
 
 
 def format_parameters(parameters: Parameters) -> str:
-    """The text for the PNG's ``parameters`` chunk.
+    """Return the text for the PNG's ``parameters`` chunk.
 
-    A prompt that would be read back as another one (because it starts with a blank, or a line of it with ``Negative
-    prompt:``) is repeated among the settings, under ``Prompt`` and ``Negative prompt``: there the web UI, too, finds
-    it, and takes it instead.
+    A prompt that would not be read back unchanged (because it starts with a blank, or one of its lines with ``Negative
+    prompt:``) is repeated among the settings, under ``Prompt`` and ``Negative prompt``. The web UI prefers these, too.
     """
     text = _join(parameters, parameters.settings)
     if parameters.settings:
@@ -94,10 +93,10 @@ def _unquoted(value: str) -> str:
 
 
 def parse_parameters(text: str) -> Parameters:
-    """Take such a text apart again, whichever program wrote it.
+    """Parse such a text, whichever program wrote it.
 
-    What cannot be told apart: a prompt whose last line looks like settings, in a text without settings; and, of other
-    programs, a prompt that has a line beginning with ``Negative prompt:``.
+    Two prompts are misread: one whose last line looks like settings, in a text without settings; and, in texts of other
+    programs, one with a line that begins with ``Negative prompt:``.
     """
     lines = [line.removesuffix("\r") for line in text.strip().split("\n")]
     lines, settings = _split_settings(lines)
@@ -112,7 +111,7 @@ def parse_parameters(text: str) -> Parameters:
 
 
 def _split_settings(lines: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take the line of settings away, the last one; some extensions of the web UI add lines behind it."""
+    """Split off the line of settings: the last one, unless an extension of the web UI adds lines after it."""
     for index in range(len(lines) - 1, -1, -1):
         last = index == len(lines) - 1
         if lines[index].startswith(NEGATIVE) or not (last or lines[index].startswith("Steps: ")):
@@ -138,7 +137,7 @@ def _parse_pairs(line: str) -> dict[str, str]:
 
 
 def _parse_json(line: str, start: int) -> tuple[str, int] | None:
-    """Give the text of an object or a list that begins here, and where the next pair does; None: there is none."""
+    """Return the JSON object or list that begins here and the start of the next pair; None if there is none."""
     if line[start : start + 1] not in ("{", "["):
         return None
     try:

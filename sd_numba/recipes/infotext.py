@@ -1,8 +1,8 @@
-"""Recipes as the settings in a picture's text, and back, whichever program wrote it.
+"""Conversion of recipes to the settings in a picture's text and back, whichever program wrote it.
 
 Keys and values are those of AUTOMATIC1111's web UI (``modules/processing.py``, ``infotext_utils.py``, version 1.10)
-where it has them; ours stand beside them in the same style. Also read are its older versions and Forge, exporters of
-ComfyUI, Civitai, and stable-diffusion.cpp (``examples/common/common.cpp``) with its own names and its JSON.
+where it has them; our own keys follow its style. Texts by its older versions, Forge, exporters of ComfyUI, Civitai, and
+stable-diffusion.cpp (``examples/common/common.cpp``, with its own names and its JSON) can be read as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .recipe import PLAIN_SPACINGS, SPACINGS, Hashes, Recipe, read_size, with_sp
 PROGRAM = "sd-numba"
 RNG_NAMES = {"cpu": "CPU", "cuda": "NV"}  # NV: the noise of Nvidia's cards, on any machine
 RNG_WORDS = {"cpu": "cpu", "gpu": "cuda", "nv": "cuda", "cuda": "cuda"}
-# In other programs' texts these do not change the picture, or say again what another key says.
+# In other programs' texts these do not change the picture, or repeat another key.
 IDLE_KEYS = frozenset(
     {
         "version", "user", "hashes", "vae hash", "created date", "civitai resources", "civitai metadata", "te", "unet",
@@ -48,9 +48,9 @@ def recipe_to_parameters(recipe: Recipe, version: str) -> Parameters:
     Parameters
     ----------
     recipe : Recipe
-        What is None is left out: resolve the model's defaults before.
+        Fields that are None are left out, so resolve the model's defaults first.
     version : str
-        Of sd-numba.
+        Version of sd-numba.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def recipe_to_parameters(recipe: Recipe, version: str) -> Parameters:
 
 
 def _special(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return keys and values of those fields that stand under several keys, or under keys that depend on others."""
+    """Return keys and values of fields that have several keys, or keys that depend on other fields."""
     size = None if None in (recipe.width, recipe.height) else f"{recipe.width}x{recipe.height}"
     hires = recipe.hires_scale is not None
     return {
@@ -110,7 +110,7 @@ def _written_hashes(hashes: Hashes) -> str:
 
 
 def recipe_from_parameters(parameters: Parameters, owner: type[Recipe] = Recipe) -> tuple[Recipe, list[str]]:
-    """Make a recipe of a picture's text, whichever program wrote it. Raises nothing.
+    """Make a recipe from a picture's text, whichever program wrote it. Raises nothing.
 
     Parameters
     ----------
@@ -122,9 +122,9 @@ def recipe_from_parameters(parameters: Parameters, owner: type[Recipe] = Recipe)
     Returns
     -------
     Recipe
-        What is not said, or cannot be read, is None or has its default.
+        Settings that are missing or cannot be read are None or have their defaults.
     list of str
-        A line for everything that is left out although it changes the picture, such as a sampler that is not known.
+        A line for each setting that is left out although it changes the picture, such as an unknown sampler.
     """
     prompt, settings = _with_json(parameters.prompt, parameters.settings)
     reader = _Reader(settings)
@@ -147,13 +147,13 @@ def recipe_from_parameters(parameters: Parameters, owner: type[Recipe] = Recipe)
 
 
 def _take(reader: _Reader, about: Setting) -> Any:
-    """Give the value of a setting, counted as in Python."""
+    """Return the value of a setting, counted as in Python."""
     value = reader.take(str(about.key), about.parse or about.kind.read)
     return max(value - about.offset, 0) if about.offset and value is not None else value
 
 
 class _Reader:
-    """Settings by their keys, in any case; what is left in the end is not supported."""
+    """Settings by their keys, in any case; those left at the end are not supported."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.left = {key.strip().lower(): (key, str(value)) for key, value in settings.items()}
@@ -161,7 +161,7 @@ class _Reader:
         self.notes: list[str] = []
 
     def take(self, key: str, read: Callable[[Any], Any] = TEXT.read) -> Any:
-        """Give a setting as `read` gives it; None, with a note, if it cannot, and None if there is none."""
+        """Return a setting converted by `read`; None if it is missing, or, with a note, if it cannot be read."""
         _, value = self.left.pop(key.lower(), ("", None))
         if value is None:
             return None
@@ -172,7 +172,7 @@ class _Reader:
             return None
 
     def note_rest(self) -> None:
-        """Note what was not taken, in one line for all settings that begin with the same word (an extension's)."""
+        """Note the keys that were not taken, in one line for those that begin with the same word (an extension's)."""
         groups: dict[str, list[str]] = {}
         for name, (key, value) in self.left.items():
             if name not in IDLE_KEYS and value.strip().lower() not in IDLE_VALUES:
@@ -181,7 +181,7 @@ class _Reader:
 
 
 def _with_json(prompt: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Add what only the JSON of stable-diffusion.cpp says: LoRAs to the prompt, the second pass to the settings."""
+    """Add what only the JSON of stable-diffusion.cpp contains: LoRAs to the prompt, the second pass to the settings."""
     try:
         record = json.loads(str(settings.get("SDCPP", "")))
     except (ValueError, RecursionError):
@@ -211,7 +211,7 @@ def _take_sampler(reader: _Reader, version: str) -> str | None:
     if title is None:
         return None
     name, base = _find_sampler(title), title.strip().rpartition(" ")[0]
-    if name is None and base and not schedule:  # stable-diffusion.cpp writes the spacing behind the name
+    if name is None and base and not schedule:  # stable-diffusion.cpp writes the spacing after the name
         name, schedule = _find_sampler(base), title.split()[-1].lower()
     if name is None:
         reader.notes.append(f"Sampler {title!r:.80}: not supported, left out; choose one of {', '.join(SAMPLER_NAMES)}")
@@ -238,7 +238,7 @@ def _find_sampler(title: str) -> str | None:
 
 def _take_rng(reader: _Reader, version: str) -> str | None:
     word = reader.take("RNG")
-    if word is None:  # the web UI says nothing of the noise of a GPU, which is its default; ComfyUI's is the CPU's
+    if word is None:  # the web UI's default, noise of a GPU, is not written; ComfyUI's is that of the CPU
         named = reader.any and not version.startswith(PROGRAM) and "comfyui" not in version.lower()
         return "cuda" if named else None
     rng = RNG_WORDS.get(word.strip().lower())
@@ -251,7 +251,7 @@ def _take_rng(reader: _Reader, version: str) -> str | None:
 
 
 def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
-    """Read the second pass; with one, AUTOMATIC1111's denoising strength is its own, else that of the first picture."""
+    """Read the second pass. AUTOMATIC1111's denoising strength belongs to it if there is one, else to the first."""
     upscaler, target = reader.take("Hires upscaler"), reader.take("Hires resize", read_size)
     size = (found["width"], found["height"])
     if target and any(target) and found["hires_scale"] is None:
@@ -271,7 +271,7 @@ def _take_hires(reader: _Reader, found: dict[str, Any]) -> None:
 
 
 def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
-    """Read the noise that other programs' samplers add: 1 is what ours do; sd.cpp says 0 whatever it does."""
+    """Read eta: our samplers behave as other programs' do at 1; sd.cpp writes 0 whatever it uses."""
     eta, sampler = reader.take("Eta", _eta), found["scheduler"]
     if eta is None:
         return
@@ -282,7 +282,7 @@ def _take_eta(reader: _Reader, found: dict[str, Any], version: str) -> None:
 
 
 def _ask_for_picture(reader: _Reader, found: dict[str, Any]) -> None:
-    """Note that another program's text does not say which picture it started from; its hash is of another kind."""
+    """Note that other programs do not name the picture that they started from; their hash is of another kind."""
     if found["image_hash"] is not None or (found["strength"] is not None and found["image"] is None):
         reader.notes.append("Init image: not named; give the picture that this one was made from")
     found["image_hash"] = None

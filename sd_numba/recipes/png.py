@@ -19,17 +19,17 @@ from .a1111 import Parameters, format_parameters
 
 KEYWORD = "parameters"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-# stable-diffusion.cpp's place in a WebP file
+# where stable-diffusion.cpp puts the text in a WebP file
 XMP = re.compile(rb"<sdcpp:parameters>(.*?)</sdcpp:parameters>", re.DOTALL)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Find out before hours of work whether a picture can be saved under this name.
+    """Check, before hours of work, that a picture can be saved under this name.
 
     Raises
     ------
     InputError
-        The folder is missing or not writable, the path is a folder, or its ending is another format's.
+        The folder is missing or not writable, the path is a folder, or its extension belongs to another format.
     """
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"):
@@ -59,18 +59,18 @@ def save_png(
     *,
     level: int = 6,
 ) -> None:
-    """Write a picture as PNG, whole or not at all: a failure leaves neither half a file nor a temporary one.
+    """Write a picture as PNG, atomically: a failure leaves neither a partial nor a temporary file.
 
     Parameters
     ----------
     path
-        The file; one that is there is replaced.
+        The file; an existing one is replaced.
     image
         A PIL image, or uint8 (h, w, 3).
     parameters
         How the picture was made; None leaves the text out.
     level
-        Of compression, 1 (in a third of the time) to 9.
+        Compression level, 1 (takes a third of the time) to 9.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def save_png(
     info = PngInfo()
     if parameters is not None:
         text = parameters if isinstance(parameters, str) else format_parameters(parameters)
-        info.add_text(KEYWORD, text.encode("utf-8", "replace").decode())  # a half of a pair of surrogates has no code
+        info.add_text(KEYWORD, text.encode("utf-8", "replace").decode())  # a lone surrogate cannot be encoded
     try:
         if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
             with path.open("wb") as file:
@@ -105,7 +105,7 @@ def read_parameters(path: str | os.PathLike[str]) -> str | None:
     Raises
     ------
     InputError
-        The file is missing or no readable picture.
+        The file is missing or not a readable picture.
     """
     try:
         with Image.open(path) as image:
@@ -124,7 +124,7 @@ def _find_text(image: Image.Image) -> str | None:
         return text
     try:
         comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    except Exception:  # damaged EXIF: whatever Pillow runs into
+    except Exception:  # Pillow raises many kinds of errors on damaged EXIF data
         comment = None
     if comment:
         return (_decode_comment(comment) if isinstance(comment, bytes) else str(comment)) or None

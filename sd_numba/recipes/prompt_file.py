@@ -25,28 +25,29 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Parameters
     ----------
     path : path
-        UTF-8, with or without a byte order mark. What it holds is told by the ending of its name:
+        UTF-8, with or without a byte order mark. The extension determines the format:
 
         ``.csv``
-            A header with names of settings, as `read_fields` knows them; an empty cell is not given (RFC 4180).
+            A header with names of settings, as `read_fields` knows them; an empty cell means not given (RFC 4180).
         ``.json``
             A list of prompts or of objects with settings, or ``{"prompts": [...]}``.
         ``.jsonl``, ``.ndjson``
-            A prompt (a JSON string) or an object a line.
+            A prompt (a JSON string) or an object on each line.
         others
-            A prompt a line; empty lines and those that begin with ``#`` are skipped.
+            A prompt on each line; empty lines and those that begin with ``#`` are skipped.
 
     Returns
     -------
     list of dict
-        Of each picture the settings that are given, by the names of `Recipe`'s fields, ``prompt`` always among them,
-        and perhaps ``output``, the name of its file. ``clip_skip`` is counted in the file as by AUTOMATIC1111, sd.cpp
-        and the command line, where 1 leaves no layer out, and here as in `Recipe`.
+        The given settings of each picture by the names of `Recipe`'s fields: always ``prompt``, and ``output``, the
+        name of its file, if given. The file counts ``clip_skip`` as AUTOMATIC1111, sd.cpp and the command line do,
+        where 1 skips no layer; the result counts it as `Recipe` does.
 
     Raises
     ------
     InputError
-        The file is missing, too large, not UTF-8 or damaged, holds no prompt, or a setting is wrong; names the line.
+        The file is missing, too large, not UTF-8 or damaged, holds no prompt, or a setting is wrong; the
+        message names the line.
     """
     path = Path(path)
     content = _read(path)
@@ -141,7 +142,7 @@ def _kind(value: object) -> str:
 
 
 def _checked(place: str, row: object) -> dict[str, Any]:
-    """Check what is said of one picture."""
+    """Check the settings of one picture."""
     if isinstance(row, str):
         row = {"prompt": row}
     if not isinstance(row, Mapping):

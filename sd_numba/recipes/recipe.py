@@ -20,7 +20,7 @@ from ..values import Choice, Flag, Kind, Text, UnfitError, read_value
 R = TypeVar("R", bound="Recipe")
 Hashes = tuple[tuple[str, str], ...]
 
-PLAIN_SPACINGS = ("normal", "uniform", "discrete", "automatic")  # what others call the spacing without a name
+PLAIN_SPACINGS = ("normal", "uniform", "discrete", "automatic")  # other programs' names for the default spacing
 SPACINGS = ("karras", "exponential")
 SPACING_KEYS = ("schedule_type", "schedule")
 
@@ -29,7 +29,7 @@ class _Hashes(Kind):
     """Names with hashes."""
 
     def read(self, value: Any) -> Hashes:
-        """Return pairs of what may be a mapping, pairs, or AUTOMATIC1111's text ``name: hash, name: hash``."""
+        """Return pairs from a mapping, from pairs, or from AUTOMATIC1111's text ``name: hash, name: hash``."""
         if isinstance(value, str):
             value = [item.strip().rsplit(": ", 1) for item in value.split(",") if item.strip()]
         pairs: Any = list(value.items()) if isinstance(value, Mapping) else value
@@ -60,7 +60,7 @@ class Recipe(Settings):
     precision : str
         Arithmetic of matrix products.
     vae_tiling : bool
-        Whether the picture was decoded in strips, which changes its last digits.
+        Whether the picture was decoded in strips, which changes the last digits of its values.
     model_name, model_hash, vae, taesd : str, optional
         Names of the model and of the files that replaced its autoencoder.
     lora_hashes, ti_hashes : tuple of (str, str)
@@ -84,7 +84,7 @@ class Recipe(Settings):
 
     @classmethod
     def from_json(cls: type[R], values: Mapping[str, object]) -> R:
-        """Make a recipe of what `to_json` gave, or of other spellings: see `read_fields`.
+        """Make a recipe from the result of `to_json`, or from other spellings: see `read_fields`.
 
         Raises
         ------
@@ -104,20 +104,20 @@ def read_fields(values: Mapping[str, object], owner: type[Settings] = Recipe) ->
     ----------
     values : mapping of str to object
         Settings by the names of the fields or those that other programs have for them (`Setting.aliases`), in any case
-        and with blanks or hyphens for underscores; ``size`` is ``512x768``. Numbers may be texts. None: not given.
+        and with blanks or hyphens for underscores; ``size`` is ``512x768``. Numbers may be text; None means not given.
     owner : type
         The class whose fields they are.
 
     Returns
     -------
     dict
-        Those given, by the names of the fields, with values of their types. A negative seed, which elsewhere asks for a
-        random one, is left out.
+        The given settings by the names of the fields, with values of the fields' types. A negative seed, which other
+        programs take for a random one, is left out.
 
     Raises
     ------
     InputError
-        A key is unknown or given twice, or a value has another type; names the key, what was found and expected.
+        A key is unknown or given twice, or a value has another type; the message names the key.
     """
     known = settings_of(owner)
     field_of = {alias: name for name, about in known.items() for alias in about.aliases}

@@ -1,7 +1,7 @@
 """What all samplers share: the plan of a run, the reading of ``scheduler_config.json``, and the interface.
 
-A sampler is a stateless object. ``plan(num_steps)`` lays out a run; ``step`` makes one move of it and returns the new
-latents with whatever history the next move needs::
+A sampler is a stateless object. ``plan(num_steps)`` lays out a run; ``step`` takes one step of it and returns the new
+latents and the history that the next step needs::
 
     plan = sampler.plan(20)
     x, history = plan.init_noise_sigma * noise, None
@@ -9,7 +9,7 @@ latents with whatever history the next move needs::
         output = unet(sampler.scale_model_input(x, plan, i), plan.timesteps[i], context)
         x, history = sampler.step(output, x, plan, i, history, normal)
 
-A run that changes a picture starts later: at call ``sampler.start_call(20, strength)``, from
+An image-to-image run starts later: at call ``sampler.start_call(20, strength)``, from
 ``sampler.noised(picture, noise, plan, start)``.
 
 Latents are float32 ``(n, c, h, w)``. Settings missing from a config take the defaults of diffusers' class

@@ -74,7 +74,7 @@ class DPMSolverPP(VariancePreservingSampler):
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
         super().__init__(config, sigma_spacing)
-        # The names of other solvers, in a config written for one, mean the default.
+        # A config written for another solver may name one of that solver's types, which stands for the default.
         kinds = ("midpoint", "heun", "logrho", "bh1", "bh2")
         self._heun = self._reader.word("solver_type", "midpoint", kinds) == "heun"
         self._euler_at_final = self._reader.flag("euler_at_final", False)
@@ -83,7 +83,7 @@ class DPMSolverPP(VariancePreservingSampler):
         return super()._rounds_timesteps() and self.schedule.kind != "cosine"
 
     def _last_timestep(self) -> int:
-        # A limit on lambda keeps the cosine schedule away from its all but infinite last sigmas.
+        # A limit on lambda keeps the cosine schedule away from its nearly infinite last sigmas.
         lowest = self._reader.values.get("lambda_min_clipped", -math.inf)
         if lowest == -math.inf:
             return self.num_train_timesteps
@@ -130,13 +130,13 @@ class DPMSolverPP(VariancePreservingSampler):
         change = slope - h / h_before * (pictures[-2] - pictures[-3])
         slope = slope + h_last / (h_last + h_before) * change
         curvature = h / (h_last + h_before) * change
-        # -1/2 with noise breaks the pattern of the derivation, but it is what diffusers' pictures are made with
+        # -1/2 with noise does not follow from the derivation, but diffusers uses it
         weight = (-0.5 if noise is not None else 0.5) - (pull - share) / pull**2
         return x + scale_next * ((1 - share / pull) * slope + weight * curvature)
 
 
 class DPMSolverPPSDE(DPMSolverPP):
-    """SDE-DPM-Solver++ multistep: the same on the reverse stochastic equation, with fresh noise at each step."""
+    """SDE-DPM-Solver++ multistep: the method for the reverse stochastic equation, with fresh noise at each step."""
 
     name = "dpm++2m-sde"
     title = "DPM++ 2M SDE"
@@ -167,14 +167,14 @@ class UniPC(VariancePreservingSampler):
         self._uncorrected = frozenset(uncorrected)
 
     def _end(self, sigmas: np.ndarray) -> np.ndarray:
-        # As in diffusers, a run on Karras or exponential sigmas that is to end above 0 stays where its last step is.
+        # As in diffusers, the last step does not move with Karras or exponential sigmas that end above 0.
         stays = self._sigma_spacing is not None and self._final_sigma > 0
         return np.append(sigmas, sigmas[-1]).astype(np.float32) if stays else super()._end(sigmas)
 
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
-        """Correct the last step with the new prediction, then make the next one."""
+        """Correct the last step with the new prediction, then take the next one."""
         picture = self.denoised(output, x, plan, i)
         pictures: tuple[np.ndarray, ...] = ()
         if history is not None:
@@ -211,7 +211,7 @@ class UniPC(VariancePreservingSampler):
         if not slopes:
             return moved
         base = -h if self._bh1 else math.expm1(-h)
-        # A single slope counts for one half, exactly so for the method's order
+        # A single slope has the weight 1/2, as in diffusers; it keeps the method's order
         weights = _unipc_weights(places, -h, base) if len(slopes) > 1 else [0.5]
         correction = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
         return moved - scale_next * base * correction
@@ -231,5 +231,5 @@ def _unipc_weights(places: list[float], step: float, base: float) -> list[float]
 
 
 def _step_length(sigma: float, sigma_next: float) -> float:
-    """Return how much lambda grows from ``sigma`` to ``sigma_next``; infinite to 0."""
+    """Return how much lambda grows from ``sigma`` to ``sigma_next``; infinite if that is 0."""
     return math.log(float(sigma) / float(sigma_next)) if sigma_next > 0 else math.inf

@@ -1,6 +1,6 @@
 """Euler, Euler ancestral, Heun and LMS: solvers of the probability-flow equation dx / dsigma = (x - x0) / sigma.
 
-They keep latents as ``picture + sigma noise`` and show the network a copy scaled to unit variance.
+They keep latents as ``picture + sigma noise`` and pass the network a copy scaled to unit variance.
 
 References: Karras et al., "EDM" (arXiv:2206.00364): Euler and Heun (algorithm 1); Katherine Crowson's k-diffusion:
 the ancestral step and LMS (Adams-Bashforth on uneven steps, Hairer et al., "Solving ODEs I", III.5).
@@ -128,7 +128,7 @@ class Heun(VarianceExplodingSampler):
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
-        """Follow the slope; then, with a second call, make the same step with the mean of both ends' slopes."""
+        """Follow the slope; at the second call, repeat the step with the mean of the slopes at both ends."""
         sigma, sigma_next = map(float, plan.sigmas[i : i + 2])
         slope = (x - self.denoised(output, x, plan, i)) / sigma
         if history is None:
@@ -141,8 +141,8 @@ class Heun(VarianceExplodingSampler):
 class LMS(VarianceExplodingSampler):
     """Linear multistep: the polynomial through the last four slopes, integrated to the next sigma.
 
-    A run that starts in the middle starts with one slope, like any other; diffusers weighs it there as if it were the
-    newest of four.
+    A run that starts in the middle starts with one slope, like any other run; diffusers weights that slope as if it
+    were the newest of four.
     """
 
     name = "lms"
@@ -152,13 +152,13 @@ class LMS(VarianceExplodingSampler):
     has_final_sigma = False
 
     def __init__(self, config: Mapping[str, Any], sigma_spacing: str | None = None) -> None:
-        # diffusers' LMS does not know these two, which limit the sigmas of its other samplers.
+        # diffusers' LMS ignores these two, which limit the sigmas of its other samplers.
         super().__init__({**config, "sigma_min": None, "sigma_max": None}, sigma_spacing)
 
     def step(
         self, output: np.ndarray, x: np.ndarray, plan: Plan, i: int, history: Any, normal: Normal
     ) -> tuple[np.ndarray, Any]:
-        """Follow the polynomial of the slopes."""
+        """Integrate the polynomial through the slopes."""
         slope = (x - self.denoised(output, x, plan, i)) / float(plan.sigmas[i])
         slopes = (*(history or ()), slope)[-_LMS_ORDER:]
         nodes = plan.sigmas[i + 1 - len(slopes) : i + 1].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the picture is left at every training timestep, and the processes that follow from it.
+"""Noise schedules: how much of the picture is left at each training timestep, and the processes built on that.
 
 The forward process adds noise to a picture: ``x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise``.
 Backward, the full DDPM process removes it again, one training timestep after the other; the samplers in
@@ -26,7 +26,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 _BETA_RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 _KIND_OF_BETA_SCHEDULE = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_MAX_BETA = 0.999  # of the cosine schedule, which would end in a division by zero otherwise
+_MAX_BETA = 0.999  # caps the cosine schedule, which would otherwise end in a division by zero
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NoiseSchedule:
     num_train_timesteps : int
         Number of timesteps.
     beta_start, beta_end : float, optional
-        First and last beta; 1e-4 and 0.02 for linear, 0.00085 and 0.012 for scaled_linear, of no use to the others.
+        First and last beta; 1e-4 and 0.02 for linear, 0.00085 and 0.012 for scaled_linear; other kinds ignore them.
     trained_betas : tuple of float, optional
         The betas themselves.
     zero_terminal_snr : bool
@@ -91,7 +91,7 @@ class NoiseSchedule:
             The parsed file: num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
             rescale_betas_zero_snr.
         beta_schedule, beta_start, beta_end
-            What holds where the file does not say.
+            Defaults for keys that the file leaves out.
         zero_terminal_snr : bool
             False ignores rescale_betas_zero_snr, as some samplers do.
 
@@ -148,10 +148,10 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod_float32(self) -> np.ndarray:
-        """``alphas_cumprod`` made from float32 betas and alphas, as in diffusers: float32.
+        """``alphas_cumprod`` computed from float32 betas and alphas, as in diffusers: float32.
 
-        Near the first timestep the rounding of 1 - beta moves the noise level by 1e-5, which pictures can show; so the
-        samplers use these values.
+        Near the first timestep the rounding of 1 - beta moves the noise level by 1e-5, which can be visible in
+        pictures. The samplers therefore use these values.
         """
         betas = self._make_betas(_linspace_float32).astype(np.float32)
         if self.zero_terminal_snr:
@@ -188,12 +188,12 @@ class NoiseSchedule:
         x0, noise : np.ndarray
             A picture or latents, and unit normal noise of its shape.
         t : int or np.ndarray
-            A timestep 0 .. num_train_timesteps - 1; or ``(n,)`` of them, one an entry of x0's first axis.
+            A timestep 0 .. num_train_timesteps - 1; or ``(n,)`` of them, one for each entry of x0's first axis.
 
         Returns
         -------
         np.ndarray
-            Of x0's shape and dtype.
+            With x0's shape and dtype.
         """
         scale, sigma = _at(self.sqrt_alphas_cumprod, t, x0), _at(self.sqrt_one_minus_alphas_cumprod, t, x0)
         return (scale * x0 + sigma * noise).astype(x0.dtype)
@@ -218,7 +218,8 @@ class NoiseSchedule:
         Parameters
         ----------
         model : callable
-            ``model(x, t)`` predicts, from x at timestep t, what ``prediction_type`` says; of x's shape.
+            ``model(x, t)`` returns the network's prediction for x at timestep t, an array of x's shape;
+            ``prediction_type`` says what it predicts.
         x : np.ndarray
             Unit normal noise: the state at the last timestep.
         normal : callable
@@ -246,7 +247,7 @@ class NoiseSchedule:
 
 
 def predict_x0(prediction_type: str, output: np.ndarray, x: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
-    """Return the picture that a network's ``output`` for ``x = alpha x0 + sigma noise`` stands for.
+    """Return the picture x0 that a network's ``output`` for ``x = alpha x0 + sigma noise`` predicts.
 
     ``alpha`` and ``sigma`` are numbers with ``alpha**2 + sigma**2 = 1``.
 
@@ -265,7 +266,7 @@ def predict_x0(prediction_type: str, output: np.ndarray, x: np.ndarray, alpha: A
 
 
 def predict_noise(prediction_type: str, output: np.ndarray, x: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
-    """Return the noise that a network's ``output`` stands for; the counterpart of :func:`predict_x0`."""
+    """Return the noise that a network's ``output`` predicts; the counterpart of :func:`predict_x0`."""
     if prediction_type == "epsilon":
         return output
     if prediction_type == "v_prediction":
