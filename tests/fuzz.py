@@ -25,9 +25,9 @@ from typing import Any
 
 from sd_numba.checkpoints.embedding import read_embedding
 from sd_numba.checkpoints.lora import Modules, read_lora
-from sd_numba.checkpoints.names import unet_names
 from sd_numba.checkpoints.opening import open_model, open_taesd, open_vae
 from sd_numba.errors import SdNumbaError
+from sd_numba.families.names import unet_names
 from sd_numba.files.safetensors import read_header, read_metadata
 from sd_numba.tools.check import check_model
 from sd_numba.tools.convert import convert

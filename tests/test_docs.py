@@ -23,7 +23,7 @@ from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.cli import main
 from sd_numba.files.safetensors import read_header
 from sd_numba.tools.convert import convert
-from tests.checkpoints.test_names import FAMILIES
+from tests.families.test_names import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/usage.md", "docs/models.md", "docs/python.md"]

@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..errors import InputError, ModelError
-from ..families import CLASSES, COMPONENTS, PIPELINE
+from ..families import FAMILIES, Family, pipelines, titles
 from ..files.folders import PICKLE_FOLDER_ADVICE, find_weights, read_json
 from ..files.hub import DEFAULT_MODEL, Place, Repository, cache_folder, choose_place, fetch_missing, list_repository
 
@@ -51,11 +51,12 @@ def select_files(names: Iterable[str], variant: str = "fp16") -> list[str]:
     """
     names = set(names)
     chosen = sorted(name for name in names if CONFIGS.fullmatch(name))
-    missing = [part for part in COMPONENTS if not any(name.startswith(f"{part}/") for name in chosen)]
+    family = _family_with({name.split("/")[0] for name in chosen})
+    missing = [part for part in family.components if not any(name.startswith(f"{part}/") for name in chosen)]
     if missing:
         raise ModelError(f"not a whole Stable Diffusion model: found no files of {', '.join(missing)}")
     others = []
-    for component in CLASSES:
+    for component in family.networks:
         for tried in sorted(VARIANTS, key=variant.__ne__):  # the one that is wanted first
             stems = (f"{component}/diffusion_pytorch_model", f"{component}/model")
             found = [stem + end for stem in stems for end in VARIANTS[tried] if stem + end in names]
@@ -186,9 +187,9 @@ def _look_inside(repository: Repository, place: Place, names: list[str]) -> list
     fetch_missing(repository, place, [*indexes, *(name for name in names if name == INDEX)])
     if INDEX in names:
         found = read_json(place.folder / INDEX).get("_class_name")
-        if found not in (None, PIPELINE):
+        if found not in (None, *pipelines()):
             raise ModelError(
-                f"{repository.model}: found {found!s:.80}, supported is {PIPELINE} (Stable Diffusion 1.x and 2.x)"
+                f"{repository.model}: found {found!s:.80}, supported is {' or '.join(pipelines())} ({titles()})"
             )
     shards = [f"{index.split('/')[0]}/{shard}" for index in indexes for shard in _shards(place.folder / index)]
     missing = [shard for shard in shards if shard not in repository.files]
@@ -249,14 +250,21 @@ def shortest_name(model: str, path: Path) -> str:
         return str(path)
 
 
+def _family_with(folders: Collection[str]) -> Family:
+    """Return the family of the most components that are all among these folders, or else the first."""
+    whole = [family for family in FAMILIES if all(part in folders for part in family.components)]
+    return max(whole, key=lambda family: len(family.components), default=FAMILIES[0])
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether no file of a model in diffusers layout is missing."""
     tokenizer = folder / "tokenizer"
-    needed = [folder / "scheduler" / "scheduler_config.json", *(folder / name / "config.json" for name in CLASSES)]
+    networks = _family_with({path.name for path in folder.iterdir()} if folder.is_dir() else set()).networks
+    needed = [folder / "scheduler" / "scheduler_config.json", *(folder / name / "config.json" for name in networks)]
     if not (tokenizer / "tokenizer.json").is_file():
         needed += [tokenizer / "vocab.json", tokenizer / "merges.txt"]
     try:
-        for component in CLASSES:
+        for component in networks:
             weights = find_weights(folder / component)
             if weights.suffix == ".json":
                 needed += [weights.with_name(shard) for shard in _shards(weights)]

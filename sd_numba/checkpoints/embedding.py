@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import kernels
 from ..errors import InputError, ModelError
+from ..families import widths
 from ..files.safetensors import read_header
 from ..files.tensors import WEIGHT_DTYPES, map_file, tensor_view
 from .kinds import kind_of
@@ -56,7 +57,7 @@ def read_embedding(path: str | os.PathLike[str], width: int | None = None) -> np
     if width is not None and vectors.shape[1] != width:
         raise ModelError(
             f"{path}: found vectors of {vectors.shape[1]} values, the model's text encoder has {width}: "
-            "it was made for another family of models (768 values: 1.x, 1024: 2.x)"
+            f"it was made for another family of models ({widths()})"
         )
     if not 1 <= len(vectors) <= MAX_VECTORS:
         raise ModelError(f"{path}: found {len(vectors)} vectors, expected 1 to {MAX_VECTORS}, as a prompt has room for")

@@ -21,11 +21,11 @@ import numpy as np
 
 from .. import kernels
 from ..errors import ModelError
+from ..families.names import Names
 from ..files.folders import read_json
 from ..files.safetensors import read_header, read_metadata
 from ..files.tensors import WEIGHT_DTYPES, TensorInfo, map_file, tensor_view
 from .kinds import kind_of
-from .names import Names
 from .weights import is_layer
 
 log = logging.getLogger(__name__)

@@ -14,39 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..families import CLASSES, COMPONENTS, PIPELINE
+from ..families import FAMILIES, Family, family_of_file, pipelines, titles
 from ..files.folders import find_weights, packaged, read_json
 from ..files.safetensors import read_header, read_metadata
 from ..files.tensors import BLOCKS, TensorInfo
-from ..networks.clip import TextEncoder, TextEncoderConfig
 from ..networks.taesd import TinyVae, TinyVaeConfig
-from ..networks.unet import UNet, UNetConfig
-from ..networks.vae import Vae, VaeConfig
 from ..prompts.tokenizer import Tokenizer
-from . import names
 from .download import HUB_ID, resolve_model
 from .kinds import kind_of
-from .shapes import infer_text_encoder, infer_unet, infer_vae
 from .weights import ShapeRecorder, Weights
-
-NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "text_encoder": (TextEncoder, TextEncoderConfig.from_dict),
-    "unet": (UNet, UNetConfig.from_dict),
-    "vae": (Vae, VaeConfig.from_dict),
-}
-# What all models of the families 1.x and 2.x have in common, and a single file does not say.
-SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "skip_prk_steps": True,
-}
-V_SIZE = 96  # latent pixels a side of the models of family 2.x that predict the velocity
 
 
 @dataclass(frozen=True)
@@ -59,9 +35,11 @@ class Model:
         Its folder or file.
     name : str
         As pictures' metadata says it.
-    text_encoder, unet, vae, scheduler : dict
-        The configurations, as in the ``config.json`` files of a diffusers folder. The scheduler's ``prediction_type``
-        is None if it can only be found out by asking the UNet.
+    family : Family
+    configs : dict
+        Network -> its configuration, as in the ``config.json`` files of a diffusers folder.
+    scheduler : dict
+        The scheduler's; its ``prediction_type`` is None if it can only be found out by asking the UNet.
     defaults : dict
         Settings that the model's makers advise (``_defaults`` in ``model_index.json``), which may hold
         ``num_inference_steps``, ``guidance_scale`` and ``scheduler``.
@@ -73,9 +51,8 @@ class Model:
 
     path: Path
     name: str
-    text_encoder: dict[str, Any]
-    unet: dict[str, Any]
-    vae: dict[str, Any]
+    family: Family
+    configs: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
     defaults: dict[str, Any]
     openers: Mapping[str, Callable[[], Weights]]
@@ -91,6 +68,18 @@ class Model:
         """
         return self.openers[component]()
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the text encoder knows.
+
+        Raises
+        ------
+        ModelError
+            Its configuration is not supported.
+        """
+        size: int = self.family.networks["text_encoder"].parse(self.configs["text_encoder"]).vocab_size
+        return size
+
 
 def embedded_model_path() -> Path:
     """The folder of the small model that comes with the package."""
@@ -100,7 +89,7 @@ def embedded_model_path() -> Path:
 def open_model(
     path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None, needs_vae: bool = True
 ) -> Model:
-    """Find a model of Stable Diffusion 1.x or 2.x, and its configurations; no weights yet.
+    """Find a model of one of the `FAMILIES`, and its configurations; no weights yet.
 
     Parameters
     ----------
@@ -120,12 +109,11 @@ def open_model(
         it is another kind of model.
     """
     found = find_path(path)
-    other = None if vae is None else open_vae(find_path(vae))
-    model = _open_file(found, needs_vae and other is None) if os.path.isfile(found) else _open_folder(found)
-    if other is None:
+    model = _open_file(found, needs_vae and vae is None) if os.path.isfile(found) else _open_folder(found)
+    if vae is None:
         return model
-    config, opener = other
-    return replace(model, vae=config, openers={**model.openers, "vae": opener})
+    config, opener = open_vae(find_path(vae), model.family)
+    return replace(model, configs={**model.configs, "vae": config}, openers={**model.openers, "vae": opener})
 
 
 def find_path(path: str | os.PathLike[str] | None) -> Path:
@@ -153,27 +141,32 @@ def _open_folder(folder: Path) -> Model:
     if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise for a name that no file can have
         found = "cannot be opened" if os.path.exists(folder) else "does not exist"
         raise ModelError(
-            f"{folder}: {found}; expected a .safetensors file or a folder with {_listed(COMPONENTS, 'and')} in it"
+            f"{folder}: {found}; expected a .safetensors file or a folder with "
+            f"{_listed(FAMILIES[0].components, 'and')} in it"
         )
     index = _read_index(folder)
-    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
-    if len(missing) == len(COMPONENTS):
-        raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(COMPONENTS, 'and')}")
+    families = [family for family in FAMILIES if index.get("_class_name") in (None, family.pipeline)]
+    components, networks = families[0].components, families[0].networks
+    missing = [name for name in components if not (folder / name).is_dir()]
+    if len(missing) == len(components):
+        raise ModelError(f"{folder}: not a diffusers model: it has no folders {_listed(components, 'and')}")
     if missing:
         raise ModelError(f"{folder}: incomplete: its folder {_listed(missing, 'and')} is missing; download it again")
-    configs = {name: read_json(folder / name / "config.json") for name in CLASSES}
-    for name, classes in CLASSES.items():
-        _check_class(folder / name / "config.json", configs[name], classes)
+    configs = {name: read_json(folder / name / "config.json") for name in networks}
+    for name, network in networks.items():
+        _check_class(folder / name / "config.json", configs[name], network.classes)
         find_weights(folder / name)
+    family = next((one for one in families if one.recognises_folder(configs)), families[0])
     defaults = index.get("_defaults")
     return Model(
         folder,
         _folder_name(folder.resolve()),
+        family,
+        configs,
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         defaults=defaults if isinstance(defaults, dict) else {},
-        openers={name: partial(Weights.open, folder / name) for name in CLASSES},
+        openers={name: partial(Weights.open, folder / name) for name in networks},
         open_tokenizer=partial(Tokenizer.from_folder, folder / "tokenizer"),
-        **configs,
     )
 
 
@@ -190,8 +183,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     found = index.get("_class_name")
     if found is None and (folder / "text_encoder_2").is_dir():
         found = "a model with two text encoders (SDXL)"
-    if found not in (None, PIPELINE):
-        raise ModelError(f"{folder}: found {found!s:.80}, supported is {PIPELINE} (Stable Diffusion 1.x and 2.x)")
+    if found not in (None, *pipelines()):
+        raise ModelError(f"{folder}: found {found!s:.80}, supported is {_listed(pipelines(), 'or')} ({titles()})")
     return index
 
 
@@ -212,59 +205,43 @@ def _listed(words: Sequence[str], conjunction: str) -> str:
 def _open_file(path: Path, needs_vae: bool) -> Model:
     """Open a single file."""
     header = read_header(path)
-    there = [prefix for prefix in names.PREFIXES.values() if any(name.startswith(prefix) for name in header)]
-    wanted = {n: prefix for n, prefix in names.PREFIXES.items() if n != "vae" or needs_vae or prefix in there}
-    missing = [prefix for prefix in wanted.values() if prefix not in there]
+    family = family_of_file(header) or FAMILIES[0]
+    there = {n for n, one in family.networks.items() if any(name.startswith(one.prefix) for name in header)}
+    wanted = {n: one for n, one in family.networks.items() if n != "vae" or needs_vae or n in there}
+    missing = [n for n in wanted if n not in there]
     kind = kind_of(header)
     if missing or not kind.supported:
-        lacks = f" without tensors {_listed([f'{prefix}*' for prefix in missing], 'and')}" if missing else ""
-        advice = "; give it a VAE with --vae" if missing == [names.VAE] else kind.advice
-        raise ModelError(
-            f"{path}: found {kind.title}{lacks}; expected a whole Stable Diffusion 1.x or 2.x checkpoint{advice}"
-        )
+        patterns = [f"{wanted[n].prefix}*" for n in missing]
+        lacks = f" without tensors {_listed(patterns, 'and')}" if missing else ""
+        advice = "; give it a VAE with --vae" if missing == ["vae"] else kind.advice
+        raise ModelError(f"{path}: found {kind.title}{lacks}; expected a whole {titles('or')} checkpoint{advice}")
     quantised = next((info.dtype for info in header.values() if info.dtype in BLOCKS), None)
     if quantised:
         raise ModelError(
             f"{path}: found quantised weights ({quantised}), expected F32, F16 or BF16; convert them once: "
             f"sd-numba convert {path} {path.with_suffix('.safetensors')} --dtype f16"
         )
-    openclip = not any(name.startswith(names.TEXT + names.CLIP) for name in header)
     try:
-        tensors = {name: names.component_tensors(header, name) for name in wanted}
-        shapes = {name: shapes_of(infos) for name, infos in tensors.items()}
-        text_encoder = infer_text_encoder(shapes["text_encoder"], openclip)
-        unet = infer_unet(shapes["unet"])
-        vae = infer_vae(shapes["vae"]) if "vae" in shapes else {}
+        tensors = {name: network.tensors(header) for name, network in wanted.items()}
+        configs = {name: wanted[name].infer(shapes_of(infos)) for name, infos in tensors.items()}
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    prediction = _prediction_type(header, read_metadata(path), openclip)
-    if openclip and prediction == "v_prediction":
-        unet["sample_size"] = V_SIZE
+    prediction = family.prediction(header.keys(), read_metadata(path))
+    if family.velocity_size is not None and prediction == "v_prediction":
+        configs["unet"]["sample_size"] = family.velocity_size
     return Model(
         path,
         path.stem,
-        text_encoder,
-        unet,
-        vae,
-        scheduler={**SCHEDULER, "prediction_type": prediction},
+        family,
+        {"vae": {}, **configs},
+        scheduler={**family.scheduler, "prediction_type": prediction},
         defaults={},
         openers={name: partial(Weights.select, path, infos) for name, infos in tensors.items()},
-        open_tokenizer=partial(Tokenizer.clip, "!" if openclip else "<|endoftext|>"),
+        open_tokenizer=partial(Tokenizer.clip, family.padding),
     )
 
 
-def _prediction_type(names: Mapping[str, object], metadata: Mapping[str, str], openclip: bool) -> str | None:
-    """Tell what the UNet predicts, from the usual marks (tensor v_pred, ModelSpec's metadata); None: cannot tell."""
-    architecture = metadata.get("modelspec.architecture", "")
-    told = metadata.get("modelspec.prediction_type", "")
-    if "v_pred" in names or told == "v" or architecture.startswith("stable-diffusion-v2-768-v"):
-        return "v_prediction"
-    if not openclip or told == "epsilon" or architecture.startswith("stable-diffusion-v2-512"):
-        return "epsilon"
-    return None
-
-
-def open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
+def open_vae(path: Path, family: Family = FAMILIES[0]) -> tuple[dict[str, Any], Callable[[], Weights]]:
     """Read the configuration of an autoencoder in a file or folder of its own; also give what opens its weights.
 
     Raises
@@ -272,30 +249,33 @@ def open_vae(path: Path) -> tuple[dict[str, Any], Callable[[], Weights]]:
     ModelError
         There is none, or it is damaged.
     """
+    network = family.networks["vae"]
     if os.path.isdir(path):
         folder = path / "vae" if (path / "vae").is_dir() else path
         if (folder / "config.json").exists():
             config = read_json(folder / "config.json")
-            _check_class(folder / "config.json", config, CLASSES["vae"])
+            _check_class(folder / "config.json", config, network.classes)
             find_weights(folder)
             return config, partial(Weights.open, folder)
         path = find_weights(folder)
     header = read_header(path)
-    prefix = names.VAE
+    prefix = network.prefix
     inside = {name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)}
     kind = kind_of(header)
-    if not inside and kind.option != "--vae":
+    if not inside and kind.use != "vae":
         raise ModelError(f"{path}: found {kind.title}, expected a VAE{kind.advice}")
-    tensors = names.vae_tensors(inside or header)
+    tensors = network.rename(inside or header)
     try:
-        config = infer_vae(shapes_of(tensors))
-        VaeConfig.from_dict(config)
+        config = network.infer(shapes_of(tensors))
+        network.parse(config)
     except ModelError as error:
         raise ModelError(f"{path}: no whole VAE: {error}") from None
     return config, partial(Weights.select, path, tensors)
 
 
-def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    component: str, config: Mapping[str, Any], family: Family = FAMILIES[0]
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors that a network of this configuration needs.
 
     Parameters
@@ -304,15 +284,17 @@ def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[i
         ``text_encoder``, ``unet`` or ``vae``.
     config
         Its parsed ``config.json``.
+    family
+        That of the model.
 
     Raises
     ------
     ModelError
         The configuration is not supported.
     """
-    network, parse = NETWORKS[component]
+    network = family.networks[component]
     recorder = ShapeRecorder()
-    network(recorder, parse(config))
+    network.network(recorder, network.parse(config))
     return recorder.shapes
 
 
@@ -360,7 +342,7 @@ def taesd_files(path: str | os.PathLike[str]) -> tuple[Weights, TinyVaeConfig]:
     if "0.weight" in header:
         raise ModelError(f"{path}: found the encoder of TAESD alone, expected {ORIGINAL_DECODER} or a file with both")
     kind = kind_of(header)
-    if kind.option != "--taesd":
+    if kind.use != "taesd":
         raise ModelError(f"{path}: found {kind.title}, expected a tiny autoencoder (TAESD){kind.advice}")
     return Weights.select(path, {_diffusers_name(name): info for name, info in header.items()}), config
 

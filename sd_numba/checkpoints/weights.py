@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import kernels
 from ..errors import ModelError
+from ..families.names import canonical_name
 from ..files.folders import find_weights, read_json
 from ..files.safetensors import read_header
 from ..files.tensors import (
@@ -25,7 +26,6 @@ from ..files.tensors import (
     read_scales,
     tensor_view,
 )
-from .names import canonical_name
 
 
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:

@@ -42,7 +42,7 @@ def clip_test(model: str | None, threads: int) -> None:
     """
     kernels.set_threads(threads)
     opened = open_model(model)
-    config, weights = TextEncoderConfig.from_dict(opened.text_encoder), opened.weights("text_encoder")
+    config, weights = TextEncoderConfig.from_dict(opened.configs["text_encoder"]), opened.weights("text_encoder")
     tokenizer, encoder = opened.open_tokenizer(config.vocab_size), TextEncoder(weights, config)
     weights.finish()
     warm_up()
@@ -80,11 +80,11 @@ def diffusion_test(model: str | None, threads: int, width: int | None, height: i
     """
     kernels.set_threads(threads)
     opened = open_model(model)
-    config = UNetConfig.from_dict(opened.unet)
+    config = UNetConfig.from_dict(opened.configs["unet"])
     weights = opened.weights("unet")
     unet = UNet(weights, config)
     weights.finish()
-    factor = 2 ** (len(opened.vae.get("block_out_channels", [0] * 4)) - 1)
+    factor = 2 ** (len(opened.configs["vae"].get("block_out_channels", [0] * 4)) - 1)
     side = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
     for name, value in (("height", height), ("width", width)):
         if value is not None:

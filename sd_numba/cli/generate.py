@@ -196,7 +196,7 @@ def _previews(studio: Studio, taesd: str | None, options: Mapping[str, Any]) -> 
     if kind != "none":
         check_output(options["preview_path"])
     tiny = open_taesd(taesd) if kind == "tae" and taesd is not None else None
-    previewer = Previewer(kind, studio.pipe.vae, tiny)
+    previewer = Previewer(kind, studio.pipe.vae, tiny, studio.pipe.family.preview_factors)
     return Previews(previewer, options["preview_interval"], options["preview_path"], Screen(sys.stderr))
 
 

@@ -21,6 +21,9 @@ from ..tools.convert import convert as convert_model
 from ..tools.info import describe
 from .common import ANY_PATH, EXAMPLE, model_argument, printable
 
+# What a file is used as -> the option of `generate` that takes it.
+OPTIONS = {"lora": "--lora", "taesd": "--taesd", "vae": "--vae", "embedding": "--embedding-dir"}
+
 
 @click.command()
 @click.argument("model", default=DEFAULT_MODEL)
@@ -51,7 +54,7 @@ def download(model: str, to: str | None, **options: Any) -> None:
     option = "--model"
     if path.is_file():
         with suppress(ModelError):
-            option = kind_of(read_header(path)).option or option
+            option = OPTIONS.get(kind_of(read_header(path)).use, option)
     click.echo(f"Use it: {EXAMPLE} {option} {shlex.quote(shortest_name(model, path))}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..networks.unet import EncodedContext
-from ..prompts.encoding import encode_prompts, prompt_schedule
+from ..prompts.encoding import prompt_schedule
 from .model import ModelParts
 from .request import Request
 
@@ -38,11 +38,9 @@ class Prompts:
             if plain and (cut := model.tokenizer.truncated(text)):
                 log.warning("prompt: longer than %d tokens; this is cut off: %r", model.tokenizer.max_length - 2, cut)
         texts = sorted({text for schedule in self.schedules.values() for _, text in schedule})
-        self.encoded = encode_prompts(
-            model.tokenizer, model.text_encoder, texts, syntax=request.syntax, clip_skip=request.clip_skip
-        )
+        self.encoded = model.condition(texts, request.syntax, request.clip_skip)
         model.release("text_encoder")
-        if not all(np.isfinite(vectors).all() for vectors in self.encoded.values()):
+        if not all(conditioning.finite() for conditioning in self.encoded.values()):
             raise model.not_finite("the text encoder")
 
     def at(self, text: str, step: int) -> str:
@@ -80,7 +78,7 @@ class Group:
         -------
         float32 array ``(len(texts), c, h, w)``
         """
-        lengths = [len(self.prompts.encoded[text]) for text in texts]
+        lengths = [len(self.prompts.encoded[text].context) for text in texts]
         outputs: list[np.ndarray] = [sample] * len(texts)
         for length in sorted(set(lengths)):
             rows = tuple(row for row, one in enumerate(lengths) if one == length)
@@ -95,6 +93,5 @@ class Group:
         if texts not in self.contexts:
             if len(self.contexts) == CONTEXTS:
                 del self.contexts[next(iter(self.contexts))]
-            vectors = np.stack([self.prompts.encoded[text] for text in texts])
-            self.contexts[texts] = self.model.unet.encode_context(vectors)
+            self.contexts[texts] = self.model.encode_context([self.prompts.encoded[text] for text in texts])
         return self.contexts[texts]

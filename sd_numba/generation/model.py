@@ -18,17 +18,18 @@ import numpy as np
 from .. import kernels
 from ..checkpoints.embedding import read_embedding
 from ..checkpoints.lora import Modules, read_lora
-from ..checkpoints.names import unet_names_of
-from ..checkpoints.opening import NETWORKS, V_SIZE, Model, taesd_files
+from ..checkpoints.opening import Model, taesd_files
 from ..checkpoints.weights import find_nonfinite
 from ..checks import check_choice
 from ..errors import InputError, ModelError
+from ..families import Conditioning
+from ..families.names import unet_names_of
 from ..memory import available_memory
 from ..networks import layers
 from ..networks.autoencoder import Autoencoder
 from ..networks.clip import TextEncoder
 from ..networks.taesd import TinyVae
-from ..networks.unet import UNet
+from ..networks.unet import EncodedContext, UNet
 from ..samplers import SAMPLER_NAMES, canonical_sampler_name, sampler_name_from_config
 from ..samplers.noise import Noise, draw
 
@@ -54,6 +55,8 @@ class ModelParts:
     ----------
     tokenizer, text_encoder, unet, vae
         The networks; each can be called by itself.
+    family : Family
+        The kind of model.
     scheduler_config : dict
         The model's own sampler settings.
     name : str
@@ -81,9 +84,10 @@ class ModelParts:
             "scheduler": _own_sampler(model.scheduler),
             **model.defaults,
         }
-        self._networks = {part: network for part, (network, _) in NETWORKS.items()}
-        parts = [part for part in NETWORKS if part != "vae" or taesd is None]
-        self._configs = {part: NETWORKS[part][1](getattr(model, part)) for part in parts}
+        self.family, networks = model.family, model.family.networks
+        self._networks = {part: network.network for part, network in networks.items()}
+        parts = [part for part in networks if part != "vae" or taesd is None]
+        self._configs = {part: networks[part].parse(model.configs[part]) for part in parts}
         self.tokenizer = model.open_tokenizer(self._configs["text_encoder"].vocab_size)
         self._weights = {part: model.weights(part) for part in parts}
         self.precision = self._able(precision)
@@ -93,7 +97,7 @@ class ModelParts:
         self.loras: tuple[Lora, ...] = ()
         self._applied: tuple[Lora, ...] | None = ()
         self._vectors = np.empty((0, self._configs["text_encoder"].hidden_size), np.float32)
-        for part in NETWORKS:
+        for part in networks:
             self._build(part)
             self._weights[part].finish()
         self._check_parts(model)
@@ -118,7 +122,7 @@ class ModelParts:
 
     def _check_parts(self, model: Model) -> None:
         """Raise ModelError unless the parts of the model belong together."""
-        path, levels = model.path, model.vae.get("block_out_channels")
+        path, levels = model.path, model.configs["vae"].get("block_out_channels")
         width, latents = self.text_encoder.config.hidden_size, self.vae.config.latent_channels
         factor = 2 ** (len(levels) - 1) if isinstance(levels, list | tuple) else self.vae.factor
         unet = self.unet.config
@@ -160,8 +164,8 @@ class ModelParts:
                 **self.scheduler_config,
                 "prediction_type": "v_prediction" if velocity else "epsilon",
             }
-            if velocity:
-                self._configs["unet"] = replace(self.unet.config, sample_size=V_SIZE)
+            if velocity and self.family.velocity_size is not None:
+                self._configs["unet"] = replace(self.unet.config, sample_size=self.family.velocity_size)
                 self._build("unet")
 
     def load_lora_weights(
@@ -291,6 +295,14 @@ class ModelParts:
                 raise ModelError(f"{error}; or choose a sampler, such as euler") from None
         return canonical_sampler_name(name)
 
+    def condition(self, texts: Sequence[str], syntax: str, clip_skip: int) -> dict[str, Conditioning]:
+        """Turn texts into what the UNet takes, as the model's family does."""
+        return self.family.condition([(self.tokenizer, self.text_encoder)], texts, syntax, clip_skip)
+
+    def encode_context(self, conditionings: Sequence[Conditioning]) -> EncodedContext:
+        """Prepare the UNet for a batch of texts whose contexts have one length."""
+        return self.family.encode_context(self.unet, conditionings)
+
     def release(self, part: str) -> None:
         """Let go of the mapped pages of a network's file until it is used again."""
         self._weights[part].release()
@@ -398,9 +410,8 @@ def with_prediction_type(model: Model) -> Model:
         return model
     parts = ModelParts(model)
     parts.prepare("mmap")
-    return replace(
-        model, scheduler=parts.scheduler_config, unet={**model.unet, "sample_size": parts.unet.config.sample_size}
-    )
+    unet = {**model.configs["unet"], "sample_size": parts.unet.config.sample_size}
+    return replace(model, scheduler=parts.scheduler_config, configs={**model.configs, "unet": unet})
 
 
 def _own_sampler(scheduler_config: Mapping[str, Any]) -> str | None:

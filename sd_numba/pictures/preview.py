@@ -21,7 +21,6 @@ from ..errors import InputError
 from ..networks.autoencoder import Autoencoder
 
 PREVIEWS = ("none", "proj", "tae")
-SD_CHANNELS = 4
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
@@ -66,37 +65,31 @@ class LatentProjection:
         return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8)
 
 
-# Of Stable Diffusion 1.x and 2.x, as ComfyUI has them (`SD15.latent_rgb_factors` in its comfy/latent_formats.py, for
-# colours in -1 .. 1): halved, and with 0.5 added.
-SD_PROJECTION = LatentProjection.from_rows(
-    [
-        [0.1756, 0.11485, 0.16135],
-        [0.1625, 0.2487, 0.1175],
-        [-0.14145, 0.0881, 0.13605],
-        [-0.106, -0.1308, -0.35885],
-        [0.5, 0.5, 0.5],
-    ]
-)
+def projection_of(vae: Autoencoder, factors: Sequence[Sequence[float]] | None = None) -> LatentProjection:
+    """Return the projection that an autoencoder's config holds, or else that of its family.
 
-
-def projection_of(vae: Autoencoder) -> LatentProjection:
-    """Return the projection that an autoencoder's config holds, or else that of Stable Diffusion 1.x.
+    Parameters
+    ----------
+    vae : Autoencoder
+    factors : rows of numbers, optional
+        The family's ``preview_factors``, as `LatentProjection.from_rows` takes them.
 
     Raises
     ------
     InputError
-        The autoencoder has neither a projection nor four channels.
+        The autoencoder has no projection, and that of the family is missing or for other latents.
     """
     rows = vae.latent_rgb_factors
     if rows is not None:
         return LatentProjection.from_rows(rows)
-    channels = vae.config.latent_channels
-    if channels != SD_CHANNELS:
+    channels, known = vae.config.latent_channels, len(factors or ()) - 1
+    if factors is None or channels != known:
+        expected = f"expected {known} channels; choose none" if factors is not None else "choose none"
         raise InputError(
             f"preview proj: found an autoencoder of {channels} latent channels without _latent_rgb_factors in its "
-            f"config, expected {SD_CHANNELS} channels; choose none"
+            f"config, {expected}"
         )
-    return SD_PROJECTION
+    return LatentProjection.from_rows(factors)
 
 
 class Previewer:
@@ -109,6 +102,8 @@ class Previewer:
         That of the pipeline.
     taesd : Autoencoder, optional
         The tiny one, for ``tae``, unless `vae` is one.
+    factors : rows of numbers, optional
+        For ``proj``, the ``preview_factors`` of the model's family.
 
     Raises
     ------
@@ -117,11 +112,17 @@ class Previewer:
         `projection_of` says.
     """
 
-    def __init__(self, kind: str, vae: Autoencoder, taesd: Autoencoder | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        vae: Autoencoder,
+        taesd: Autoencoder | None = None,
+        factors: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         check_choice("preview", kind, PREVIEWS)
         self.kind, self.factor = kind, vae.factor
         if kind == "proj":
-            self._projection = projection_of(vae)
+            self._projection = projection_of(vae, factors)
         elif kind == "tae":
             self._tiny = _tiny_vae(vae, taesd)
 

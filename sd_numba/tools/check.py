@@ -10,12 +10,11 @@ from pathlib import Path
 from ..checkpoints.embedding import read_embedding
 from ..checkpoints.kinds import kind_of
 from ..checkpoints.lora import group_names
-from ..checkpoints.opening import NETWORKS, Model, expected_shapes, find_path, open_model, open_taesd, open_vae
+from ..checkpoints.opening import Model, expected_shapes, find_path, open_model, open_taesd, open_vae
 from ..checkpoints.weights import Weights, find_nonfinite, take_all
 from ..errors import ModelError, SdNumbaError
 from ..files.safetensors import read_header
 from ..files.tensors import TensorInfo
-from ..networks.clip import TextEncoderConfig
 from ..samplers import make_sampler, sampler_name_from_config
 from .info import Contents
 
@@ -57,15 +56,14 @@ def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
             return
     model = open_model(path)
     yield _check_tokenizer(model)
-    for component in NETWORKS:
+    for component in model.family.networks:
         yield _check_network(model, component)
     yield _check_scheduler(model)
 
 
 def _check_tokenizer(model: Model) -> Report:
     try:
-        vocab_size = TextEncoderConfig.from_dict(model.text_encoder).vocab_size
-        tokenizer = model.open_tokenizer(vocab_size)
+        tokenizer = model.open_tokenizer(model.vocab_size)
     except ModelError as error:
         return Report("tokenizer", "", (str(error),))
     return Report("tokenizer", f"{tokenizer.vocab_size} tokens, rows of {tokenizer.max_length}")
@@ -78,7 +76,7 @@ def _check_network(model: Model, component: str) -> Report:
     except ModelError as error:
         return Report(component, "", (str(error),))
     try:
-        take_all(weights, expected_shapes(component, getattr(model, component)))
+        take_all(weights, expected_shapes(component, model.configs[component], model.family))
     except ModelError as error:
         faults.append(str(error))
     faults += _nonfinite(weights)
@@ -99,14 +97,14 @@ def _check_file(path: Path, header: dict[str, TensorInfo]) -> Report:
     kind = kind_of(header)
     faults = []
     try:
-        if kind.option == "--lora":
+        if kind.use == "lora":
             group_names(path, header)
-        elif kind.option == "--vae":
+        elif kind.use == "vae":
             config, opener = open_vae(path)
             take_all(opener(), expected_shapes("vae", config))
-        elif kind.option == "--taesd":
+        elif kind.use == "taesd":
             open_taesd(path)
-        elif kind.option == "--embedding-dir":
+        elif kind.use == "embedding":
             read_embedding(path)
         else:
             faults.append(f"{kind.title} is not supported")

@@ -15,31 +15,19 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from ..checkpoints import names
 from ..checkpoints.kinds import kind_of
-from ..checkpoints.opening import NETWORKS, Model, expected_shapes, open_model
-from ..checkpoints.shapes import infer_text_encoder, infer_unet, infer_vae
+from ..checkpoints.opening import Model, expected_shapes, open_model
 from ..checkpoints.weights import Weights, take_all
 from ..errors import InputError, ModelError
-from ..families import CLASSES, PIPELINE
+from ..families import FAMILIES, family_of_file, titles
+from ..families.names import EMA
 from ..files.safetensors import read_header, read_metadata
 from ..files.tensors import SCALED, map_file, read_scales, tensor_view
 from ..files.writing import DTYPES, Entry, check_space, unfinished, write_safetensors
 from ..generation.model import with_prediction_type
-from ..networks.clip import TextEncoderConfig
-from ..networks.unet import UNetConfig
-from ..networks.vae import VaeConfig
 
-WEIGHT_FILES = {
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
 # Weights that stay float16 in an int8 model.
 FLOATS = re.compile(r"(conv_in|conv_out|input_blocks\.0\.0|out\.2)\.weight|.*embed(ding)?s?\..*")
 ROUNDED_ROW = 64  # values of a row that can be int8, at least
@@ -102,16 +90,18 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
 
 def _same_names(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     header, mapped = read_header(path), map_file(path)
+    family = family_of_file(header) or FAMILIES[0]
+    rounded_prefixes = [network.prefix for part, network in family.networks.items() if part != "vae"]
     entries = {}
     for name, info in header.items():
-        if name.startswith(names.EMA):
+        if name.startswith(EMA):
             continue
         try:
             scales = read_scales(info, mapped, (info.scales, mapped)) if info.scales else None
         except ModelError as error:
             raise ModelError(f"{path}: tensor {name!r:.80}: {error}") from None
         values = tensor_view(info, mapped).reshape(-1)
-        prefix = next((prefix for prefix in (names.UNET, names.TEXT) if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in rounded_prefixes if name.startswith(prefix)), None)
         rounded = prefix is not None and _is_rounded(name.removeprefix(prefix), info.shape)
         entries[name] = Entry(info.dtype, info.shape, (values,), scales, rounded)
     return entries, read_metadata(path)
@@ -133,101 +123,45 @@ def _entry(weights: Weights, component: str, name: str, shape: tuple[int, ...]) 
 def _component(model: Model, component: str) -> dict[str, Entry]:
     """Give the tensors that a network needs, under diffusers' names."""
     weights = model.weights(component)
-    shapes = expected_shapes(component, getattr(model, component))
+    shapes = expected_shapes(component, model.configs[component], model.family)
     take_all(weights, shapes)
     return {name: _entry(weights, component, name, shape) for name, shape in shapes.items()}
 
 
 def single_tensors(model: Model) -> dict[str, Entry]:
     """Give a model's tensors under their names in a single file, if such a file can hold this model."""
-    openclip = _check_fits_single(model)
-    unet, vae = UNetConfig.from_dict(model.unet), VaeConfig.from_dict(model.vae)
-    tables = {
-        "unet": names.unet_names_of(unet),
-        "vae": names.vae_names(len(vae.block_out_channels), vae.layers_per_block),
-    }
-    result = {}
-    for component, table in tables.items():
-        for name, entry in _component(model, component).items():
-            result[names.PREFIXES[component] + table.to_single(name)] = _as_convolution(component, name, entry)
-    text = _component(model, "text_encoder")
-    prefix = names.TEXT + (names.OPENCLIP if openclip else names.CLIP)
-    if openclip:
-        text = _openclip(text, model.path)
-    return result | {prefix + name: entry for name, entry in text.items()}
-
-
-def _as_convolution(component: str, name: str, entry: Entry) -> Entry:
-    """The projections of the autoencoder's attention are stored as 1x1 convolutions there."""
-    if component == "vae" and ".attentions." in name and len(entry.shape) == 2:
-        return replace(entry, shape=(*entry.shape, 1, 1))
-    return entry
-
-
-def _openclip(text: Mapping[str, Entry], path: Path) -> dict[str, Entry]:
-    """Rename the tensors of a text encoder, and join the projections of its attention."""
-    table = names.openclip_names(sum(name.endswith(".layer_norm1.weight") for name in text))
-    result = {}
-    for name, entry in text.items():
-        module, _, rest = name.partition(".self_attn.")
-        projection, kind = (*rest.split("."), "")[:2]
-        if projection in ("k_proj", "v_proj"):
-            continue
-        if projection == "q_proj":
-            parts = [text[f"{module}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            if len({part.stored for part in parts}) > 1:
-                raise ModelError(
-                    f"{path}: {module}.self_attn: found projections of dtypes {', '.join(p.stored for p in parts)}, "
-                    "which are one tensor in a single file; convert it to a folder in f16 first"
-                )
-            shape = (3 * entry.shape[0], *entry.shape[1:])
-            joint = table.to_single(f"{module}.{kind}").removesuffix(kind) + f"attn.in_proj_{kind}"
-            scales = [part.scales for part in parts if part.scales is not None]
-            result[joint] = replace(
-                entry,
-                shape=shape,
-                parts=tuple(part.parts[0] for part in parts),
-                scales=np.concatenate(scales) if scales else None,
-            )
-        else:
-            result[table.to_single(name).replace("positional_embedding.weight", "positional_embedding")] = entry
+    _check_fits_single(model)
+    result: dict[str, Entry] = {}
+    for component, network in model.family.networks.items():
+        config = network.parse(model.configs[component])
+        entries = network.unrename(_component(model, component), config, model.path)
+        result |= {network.prefix + name: entry for name, entry in entries.items()}
     return result
 
 
-def _check_fits_single(model: Model) -> bool:
-    """Raise ModelError if a single file would lose what the configurations say; tell whether it is of family 2.x."""
-    unet = UNetConfig.from_dict(model.unet)
-    openclip = unet.use_linear_projection
-    shapes = {name: expected_shapes(name, getattr(model, name)) for name in NETWORKS}
-    text = TextEncoderConfig.from_dict(model.text_encoder)
-    inferred = (
-        (unet, UNetConfig.from_dict(infer_unet(shapes["unet"]))),
-        (VaeConfig.from_dict(model.vae), VaeConfig.from_dict(infer_vae(shapes["vae"]))),
-        (text, TextEncoderConfig.from_dict(infer_text_encoder(shapes["text_encoder"], openclip))),
-    )
-    for own, other in inferred:
+def _check_fits_single(model: Model) -> None:
+    """Raise ModelError if a single file would lose what the configurations say."""
+    for component, network in model.family.networks.items():
+        shapes = expected_shapes(component, model.configs[component], model.family)
+        own, other = network.parse(model.configs[component]), network.parse(network.infer(shapes))
         for key, value in vars(own).items():
             if key not in {"sample_size", "latent_rgb_factors"} and value != vars(other)[key]:
                 raise ModelError(
                     f"{model.path}: its {key} is {value}, where a single file stands for {vars(other)[key]}; "
-                    "only models of the shapes of Stable Diffusion 1.x and 2.x have that layout; write a folder"
+                    f"only models of the shapes of {titles()} have that layout; write a folder"
                 )
-    if not model.open_tokenizer(text.vocab_size).is_clip:
+    if not model.open_tokenizer(model.vocab_size).is_clip:
         raise ModelError(f"{model.path}: its tokenizer is not CLIP's, which a single file stands for; write a folder")
-    return openclip
 
 
 def _single_metadata(model: Model) -> dict[str, str]:
     """Say in ModelSpec's terms what a single file's tensors do not."""
-    velocity = model.scheduler.get("prediction_type") == "v_prediction"
-    family = "v1"
-    if UNetConfig.from_dict(model.unet).use_linear_projection:
-        family = "v2-768-v" if velocity else "v2-512"
+    prediction = model.scheduler.get("prediction_type")
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-{family}",
+        "modelspec.architecture": model.family.architecture(prediction),
         "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
-        "modelspec.prediction_type": "v" if velocity else "epsilon",
+        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
     }
 
 
@@ -247,7 +181,8 @@ def _write_file(target: Path, tensors: Mapping[str, Entry], dtype: str | None, m
 
 
 def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
-    components = {name: _component(model, name) for name in NETWORKS}
+    networks = model.family.networks
+    components = {name: _component(model, name) for name in networks}
     total = sum(entry.nbytes(dtype) for tensors in components.values() for entry in tensors.values())
     check_space(target, total)
 
@@ -258,7 +193,7 @@ def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
             before = 0
             for name, tensors in components.items():
                 done = 0
-                for done in write_safetensors(folder / name / WEIGHT_FILES[name], tensors, dtype, {"format": "pt"}):
+                for done in write_safetensors(folder / name / networks[name].file, tensors, dtype, {"format": "pt"}):
                     yield before + done, total
                 before += done
 
@@ -268,25 +203,27 @@ def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
 def _write_settings(folder: Path, model: Model) -> None:
     """Write everything of a diffusers folder but the weights."""
     classes = {
-        "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        **{name: [network.library, network.classes[0]] for name, network in model.family.networks.items()},
         "scheduler": ["diffusers", model.scheduler.get("_class_name", "PNDMScheduler")],
     }
-    index = {"_class_name": PIPELINE, **classes, "safety_checker": [None, None], "feature_extractor": [None, None]}
+    index = {
+        "_class_name": model.family.pipeline,
+        **classes,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
     _write_json(folder / "model_index.json", index | ({"_defaults": model.defaults} if model.defaults else {}))
-    for name in NETWORKS:
-        own = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
-        kind = own if name == "text_encoder" else {"_class_name": CLASSES[name][0]}
-        _write_json(folder / name / "config.json", kind | getattr(model, name))
+    for name, network in model.family.networks.items():
+        kind = {**network.described} or {"_class_name": network.classes[0]}
+        _write_json(folder / name / "config.json", kind | model.configs[name])
     known = {key: value for key, value in model.scheduler.items() if value is not None}
     _write_json(folder / "scheduler" / "scheduler_config.json", known)
     own_tokenizer = model.path / "tokenizer"
     if own_tokenizer.is_dir():
         shutil.copytree(own_tokenizer, folder / "tokenizer")
     else:
-        model.open_tokenizer(TextEncoderConfig.from_dict(model.text_encoder).vocab_size).save(folder / "tokenizer")
+        model.open_tokenizer(model.vocab_size).save(folder / "tokenizer")
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..checkpoints.kinds import kind_of
 from ..checkpoints.lora import group_names, network_of
-from ..checkpoints.names import EMA, PREFIXES
-from ..checkpoints.opening import NETWORKS, Model, find_path, open_model
+from ..checkpoints.opening import Model, find_path, open_model
 from ..checkpoints.weights import Weights
 from ..errors import ModelError
-from ..families import COMPONENTS
+from ..families import FAMILIES, family_of_file
+from ..families.names import EMA
 from ..files.folders import find_weights
 from ..files.safetensors import read_header, read_metadata
 from ..files.tensors import TensorInfo, join_scales
@@ -117,11 +117,11 @@ def _describe_state(path: Path) -> str:
 
 
 def _describe_folder(folder: Path) -> str:
-    if not any((folder / name).is_dir() for name in COMPONENTS):  # one component's folder
+    if not any((folder / name).is_dir() for family in FAMILIES for name in family.components):  # one component's folder
         return _describe_weights(Weights.open(find_weights(folder)).files)
     model = open_model(folder)
-    lines = [f"Stable Diffusion model in diffusers layout: {folder}"]
-    for name in NETWORKS:
+    lines = [f"{model.family.line} model in diffusers layout: {folder}"]
+    for name in model.family.networks:
         lines.append(f"{name}: {_describe_weights(model.weights(name).files)}")
     return "\n".join([*lines, _describe_scheduler(model)])
 
@@ -141,8 +141,9 @@ def _describe_weights(files: list[Path]) -> str:
 def _describe_checkpoint(path: Path, header: dict[str, TensorInfo]) -> list[str]:
     """Say what the parts of a single file are, as far as it can be told."""
     lines = []
-    for component, prefix in PREFIXES.items():
-        tensors = [info for name, info in header.items() if name.startswith(prefix)]
+    family = family_of_file(header) or FAMILIES[0]
+    for component, network in family.networks.items():
+        tensors = [info for name, info in header.items() if name.startswith(network.prefix)]
         lines.append(f"{component}: {Contents.of(tensors) if tensors else 'missing'}")
     averages = sum(name.startswith(EMA) for name in header)
     if averages:
@@ -151,7 +152,7 @@ def _describe_checkpoint(path: Path, header: dict[str, TensorInfo]) -> list[str]
         model = open_model(path)
     except ModelError as error:
         return [*lines, str(error).removeprefix(f"{path}: ")]
-    width, unsure = model.unet["cross_attention_dim"], model.scheduler["prediction_type"] is None
+    width, unsure = model.configs["unet"]["cross_attention_dim"], model.scheduler["prediction_type"] is None
     guess = "; what it predicts is found out when it runs" if unsure else ""
     return [*lines, f"{_describe_scheduler(model)}{guess}", f"text of {width} values{_family((width,))}"]
 
@@ -183,6 +184,7 @@ def _describe_lora(path: Path, header: dict[str, TensorInfo]) -> list[str]:
 
 def _family(width: tuple[int, ...]) -> str:
     """Name the family of models whose text has so many values a token."""
-    families: dict[tuple[int, ...], str] = {(768,): "1.x", (1024,): "2.x", (2048,): "XL, not supported"}
-    family = families.get(width)
-    return f" (Stable Diffusion {family})" if family else ""
+    if width == (2048,):
+        return " (Stable Diffusion XL, not supported)"
+    title = next((family.title for family in FAMILIES if width == (family.text_width,)), None)
+    return f" ({title})" if title else ""

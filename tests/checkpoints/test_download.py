@@ -144,7 +144,7 @@ def test_a_model_that_runs(hub, tmp_path):
     hub.files = contents(model)
     assert download(ID).exit_code == 0
     found = open_model(ID)
-    assert found.unet == open_model().unet and found.path == resolve_model(ID)
+    assert found.configs == open_model().configs and found.path == resolve_model(ID)
     assert found.name == ID.split("/")[1]
     assert (found.path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size == 17_519_824
     assert not (found.path / "README.md").exists()

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file, save_file
 from bench.make_random_model import write_model
 from sd_numba import StableDiffusionPipeline
 from sd_numba.checkpoints.lora import Modules, read_lora
-from sd_numba.checkpoints.names import unet_names
 from sd_numba.checkpoints.opening import expected_shapes
 from sd_numba.errors import InputError, ModelError
+from sd_numba.families.names import unet_names
 from sd_numba.tools.convert import convert
 from sd_numba.tools.info import describe
-from tests.checkpoints.test_names import FAMILIES, latents
+from tests.families.test_names import FAMILIES, latents
 from tests.golden.cases import GOLDEN, SINGLE_FILES
 from tests.golden.compare import relative_error, scratch
 

@@ -33,15 +33,15 @@ def test_the_embedded_model_opens():
     model = open_model()
     assert model.path == embedded_model_path() and model.name == "emoji-world"
     assert model.scheduler["prediction_type"] == "v_prediction"
-    assert model.unet["cross_attention_dim"] == model.text_encoder["hidden_size"] == 192
-    assert model.vae["scaling_factor"] == 0.18215
+    assert model.configs["unet"]["cross_attention_dim"] == model.configs["text_encoder"]["hidden_size"] == 192
+    assert model.configs["vae"]["scaling_factor"] == 0.18215
     for name in ("NOTICE.md", "README.md", "tokenizer/vocab.json", "tokenizer/merges.txt"):
         assert (model.path / name).is_file()
 
 
 def test_a_folder_without_index_is_accepted(folder):
     (folder / "model_index.json").unlink()
-    assert open_model(str(folder)).unet["sample_size"] == 32
+    assert open_model(str(folder)).configs["unet"]["sample_size"] == 32
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])

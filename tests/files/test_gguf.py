@@ -12,7 +12,7 @@ from sd_numba.errors import ModelError
 from sd_numba.files.safetensors import read_header
 from sd_numba.tools.convert import convert
 from sd_numba.tools.info import describe
-from tests.checkpoints.test_names import FAMILIES, latents
+from tests.families.test_names import FAMILIES, latents
 from tests.fuzz import GGML, gguf_header
 from tests.golden.compare import scratch
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sd_numba.checkpoints.opening import expected_shapes  # noqa: E402
-from tests.checkpoints.test_names import single_shapes  # noqa: E402
+from tests.families.test_names import single_shapes  # noqa: E402
 from tests.golden.cases import GOLDEN, SINGLE_FILES  # noqa: E402
 
 
@@ -71,7 +71,7 @@ def make_single_file() -> None:
     """Write the names of single-file checkpoints."""
     lines = []
     for family, configs in SINGLE_FILES.items():
-        shapes = single_shapes(configs)
+        shapes = single_shapes(family)
         names = list(shapes)
         tensors = {name: tagged(i, shapes[name], "in_proj" in name) for i, name in enumerate(names)}
         text: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=configs["text_encoder"]["hidden_size"]))

@@ -9,8 +9,9 @@ from PIL import Image
 from sd_numba import StableDiffusionPipeline
 from sd_numba.checkpoints.opening import open_taesd
 from sd_numba.errors import InputError, ModelError
+from sd_numba.families.stable_diffusion import PREVIEW_FACTORS as FACTORS
 from sd_numba.networks.vae import VaeConfig
-from sd_numba.pictures.preview import SD_PROJECTION, LatentProjection, Previewer, projection_of, smooth
+from sd_numba.pictures.preview import LatentProjection, Previewer, projection_of, smooth
 from tests.golden.cases import CASES, EMBEDDED, TINY
 from tests.golden.compare import golden, scratch
 from tests.networks.test_taesd import tensors, write_safetensors
@@ -61,8 +62,14 @@ def test_which_projection(pipe, sd, tiny):
     rows = pipe.vae.config.latent_rgb_factors
     assert len(rows) == 5
     np.testing.assert_array_equal(projection_of(pipe.vae).factors, np.array(rows[:4], np.float32))
-    assert projection_of(sd.vae) is SD_PROJECTION
-    assert projection_of(tiny) is SD_PROJECTION
+    for vae in (sd.vae, tiny):
+        found = projection_of(vae, FACTORS)
+        np.testing.assert_array_equal(found.factors, np.array(FACTORS[:4], np.float32))
+        np.testing.assert_array_equal(found.bias, np.array(FACTORS[4], np.float32))
+    with pytest.raises(InputError, match="4 latent channels without _latent_rgb_factors in its config, choose none"):
+        projection_of(sd.vae)
+    with pytest.raises(InputError, match="expected 5 channels"):
+        projection_of(sd.vae, [*FACTORS, FACTORS[0]])
 
 
 def test_projections_in_a_config():
@@ -76,7 +83,7 @@ def test_projections_in_a_config():
 @pytest.mark.parametrize("kind", ["proj", "tae"])
 def test_the_size_of_previews(sd, tiny, kind):
     latents = LATENTS[:, : sd.vae.config.latent_channels]
-    pictures = Previewer(kind, sd.vae, tiny if kind == "tae" else None)(latents)
+    pictures = Previewer(kind, sd.vae, tiny if kind == "tae" else None, FACTORS)(latents)
     factor = sd.vae.factor
     assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (7 * factor, 5 * factor))] * 2
 
@@ -101,7 +108,7 @@ def test_what_cannot_be_shown(pipe, sd, tiny):
     ):
         Previewer("tae", pipe.vae, tiny)
     with pytest.raises(InputError, match=r"latents: found shape \(2, 3, 5, 7\), expected \(b, 4, h, w\)"):
-        Previewer("proj", sd.vae)(LATENTS[:, :3])
+        Previewer("proj", sd.vae, factors=FACTORS)(LATENTS[:, :3])
 
 
 def test_the_preview_of_a_picture_is_a_blurred_picture_in_its_colours(pipe):

@@ -18,7 +18,7 @@ from sd_numba.files.safetensors import read_header, read_metadata
 from sd_numba.files.tensors import BLOCKS
 from sd_numba.files.writing import Entry, write_safetensors
 from sd_numba.tools.convert import convert
-from tests.checkpoints.test_names import FAMILIES, latents
+from tests.families.test_names import FAMILIES, latents
 from tests.golden.compare import relative_error, scratch
 
 FILES = ("text_encoder/model.safetensors", *(f"{n}/diffusion_pytorch_model.safetensors" for n in ("unet", "vae")))

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from ..files.tensors import TensorInfo
 from ..networks.unet_config import UNetConfig
 
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 EMA = "model_ema."  # averages that training keeps
-PREFIXES = {"text_encoder": TEXT, "unet": UNET, "vae": VAE}
 CLIP, OPENCLIP = "transformer.", "model."  # what follows the prefix of the text encoder, in 1.x and in 2.x
 OPENCLIP_LAYERS = 23  # of 24: Stable Diffusion 2.x takes the output of the last but one
 
@@ -173,16 +171,8 @@ def openclip_names(layers: int) -> Names:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def component_tensors(header: Mapping[str, TensorInfo], component: str) -> dict[str, TensorInfo]:
-    """Pick the tensors of ``text_encoder``, ``unet`` or ``vae`` out of a single file, under diffusers' names."""
-    prefix = PREFIXES[component]
-    tensors = {name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)}
-    if component == "unet":
-        return _renamed(tensors, names_of_unet(tensors))
-    return vae_tensors(tensors) if component == "vae" else _text_tensors(tensors)
-
-
-def _renamed(tensors: Mapping[str, TensorInfo], names: Names) -> dict[str, TensorInfo]:
+def renamed(tensors: Mapping[str, TensorInfo], names: Names) -> dict[str, TensorInfo]:
+    """Translate the names of a single file's tensors."""
     return {names.to_diffusers(name): info for name, info in tensors.items()}
 
 
@@ -211,19 +201,23 @@ def vae_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         count_numbers(kept, r"encoder\.down\.0\.block\.(\d+)\."),
     )
     if levels:
-        return _renamed(kept, vae_names(levels, layers))
+        return renamed(kept, vae_names(levels, layers))
     return {name: info for old, info in kept.items() if (name := canonical_name(old)) is not None}
 
 
-def _text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    if any(name.startswith(CLIP) for name in tensors):
-        renamed = {canonical_name(name.removeprefix(CLIP)): info for name, info in tensors.items()}
-    else:
-        renamed = _openclip_tensors({name.removeprefix(OPENCLIP): info for name, info in tensors.items()})
-    return {name: info for name, info in renamed.items() if name is not None and name.startswith("text_model.")}
+def clip_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Pick the tensors that a text encoder of CLIP's own names needs, under those of transformers."""
+    result = {canonical_name(name.removeprefix(CLIP)): info for name, info in tensors.items()}
+    return _of_text_model(result)
 
 
-def _openclip_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str | None, TensorInfo]:
+def _of_text_model(tensors: Mapping[str | None, TensorInfo]) -> dict[str, TensorInfo]:
+    return {name: info for name, info in tensors.items() if name is not None and name.startswith("text_model.")}
+
+
+def openclip_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Pick the tensors that Stable Diffusion 2.x needs of OpenCLIP's text encoder, under the names of transformers."""
+    tensors = {name.removeprefix(OPENCLIP): info for name, info in tensors.items()}
     names = openclip_names(min(count_numbers(tensors, r"transformer\.resblocks\.(\d+)\."), OPENCLIP_LAYERS))
     result: dict[str | None, TensorInfo] = {}
     for old, info in tensors.items():
@@ -235,7 +229,7 @@ def _openclip_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str | None, Ten
                 result[f"{joint[1]}.self_attn.{projection}_proj.{joint[2]}"] = info.rows(i, 3)
         else:
             result[new] = info
-    return result
+    return _of_text_model(result)
 
 
 def count_numbers(names: Iterable[str], pattern: str) -> int:

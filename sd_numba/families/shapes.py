@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ModelError
 from .names import count_numbers
 
-HEAD_WIDTH = 64  # of CLIP's text encoders, and of the UNet of 2.x
-UNET_HEADS = 8  # in 1.x
+HEAD_WIDTH = 64  # of CLIP's text encoders
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Channels of the levels, and whether linear layers surround the transformers -> heads of the attention.
+Heads = Callable[[list[int], bool], int | list[int]]
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def infer_text_encoder(shapes: Shapes, openclip: bool) -> dict[str, Any]:
+def infer_text_encoder(shapes: Shapes, activation: str) -> dict[str, Any]:
     """Read the configuration of a text encoder off its tensors' shapes, by their names in diffusers.
 
     Raises
@@ -34,15 +35,14 @@ def infer_text_encoder(shapes: Shapes, openclip: bool) -> dict[str, Any]:
         "num_hidden_layers": count_numbers(shapes, r"text_model\.encoder\.layers\.(\d+)\."),
         "num_attention_heads": max(1, width // HEAD_WIDTH),
         "max_position_embeddings": _shape(shapes, "text_model.embeddings.position_embedding.weight", 2)[0],
-        "hidden_act": "gelu" if openclip else "quick_gelu",
+        "hidden_act": activation,
     }
 
 
-def infer_unet(shapes: Shapes) -> dict[str, Any]:
+def infer_unet(shapes: Shapes, heads: Heads) -> dict[str, Any]:
     """Read the configuration of a UNet off its tensors' shapes, by their names in diffusers.
 
-    Heads leave no trace: there are 8 in the models of the first kind, and as many as have 64 channels each in those of
-    the second, which have linear layers around their transformers.
+    Heads leave no trace in them: ``heads`` tells how many there are.
 
     Raises
     ------
@@ -63,13 +63,13 @@ def infer_unet(shapes: Shapes) -> dict[str, Any]:
         "block_out_channels": channels,
         "layers_per_block": [count_numbers(shapes, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels],
         "transformer_layers_per_block": count_numbers(shapes, rf"{re.escape(middle)}\.transformer_blocks\.(\d+)\."),
-        "attention_head_dim": [max(1, c // HEAD_WIDTH) for c in channels] if linear else UNET_HEADS,
+        "attention_head_dim": heads(channels, linear),
         "cross_attention_dim": _shape(shapes, f"{middle}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         "use_linear_projection": linear,
     }
 
 
-def infer_vae(shapes: Shapes) -> dict[str, Any]:
+def infer_vae(shapes: Shapes, scaling_factor: float) -> dict[str, Any]:
     """Read the configuration of an autoencoder off its tensors' shapes, by their names in diffusers.
 
     Raises
@@ -85,7 +85,7 @@ def infer_vae(shapes: Shapes) -> dict[str, Any]:
         "block_out_channels": [_shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels],
         "layers_per_block": count_numbers(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "sample_size": 512,
-        "scaling_factor": 0.18215,
+        "scaling_factor": scaling_factor,
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": "decoder.mid_block.attentions.0.group_norm.weight" in shapes,

@@ -9,10 +9,11 @@ from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import write_model
 from sd_numba import StableDiffusionPipeline
-from sd_numba.checkpoints.names import canonical_name, component_tensors
-from sd_numba.checkpoints.opening import NETWORKS, SCHEDULER, Model, embedded_model_path, expected_shapes, open_model
+from sd_numba.checkpoints.opening import Model, embedded_model_path, expected_shapes, open_model
 from sd_numba.checkpoints.weights import ShapeRecorder
 from sd_numba.errors import ModelError
+from sd_numba.families import sd1, sd2
+from sd_numba.families.names import canonical_name
 from sd_numba.files.tensors import TensorInfo
 from sd_numba.prompts.tokenizer import Tokenizer
 from sd_numba.tools.convert import convert, single_tensors
@@ -38,8 +39,9 @@ SMALL = {
         "cross_attention_dim": 64,
     },
     "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [32, 64], "layers_per_block": 1},
-    "scheduler": SCHEDULER,
+    "scheduler": dict(sd1.FAMILY.scheduler),
 }
+KINDS = {"1": sd1.FAMILY, "2": sd2.FAMILY}
 FAMILIES = {
     "1": SMALL,
     "2": SMALL
@@ -60,10 +62,13 @@ class Nothing(ShapeRecorder):
         return np.broadcast_to(np.float32(0), self.shapes[name])
 
 
-def single_shapes(configs):
-    """Names and shapes in a single file of a model with these configurations."""
+def single_shapes(kind):
+    """Names and shapes in a single file of a published model of this kind."""
+    configs, family = {**SINGLE_FILES[kind]}, KINDS[kind]
+    scheduler = configs.pop("scheduler")
     model = Model(
-        Path("model"), "model", **configs, defaults={}, openers=dict.fromkeys(NETWORKS, Nothing),
+        Path("model"), "model", family, configs, scheduler, defaults={},
+        openers=dict.fromkeys(family.networks, Nothing),
         open_tokenizer=lambda size: Tokenizer.clip("!", size),
     )  # fmt: skip
     return {name: entry.shape for name, entry in single_tensors(model).items()}
@@ -82,21 +87,21 @@ def whole(shapes):
 @pytest.mark.parametrize("family", SINGLE_FILES)
 def test_names_are_translated_as_diffusers_does(family):
     configs = SINGLE_FILES[family]
-    header = whole(single_shapes(configs))
+    header = whole(single_shapes(family))
     lines = gzip.decompress((GOLDEN / "single_file.txt.gz").read_bytes()).decode().splitlines()
     seen = 0
-    for component in NETWORKS:
+    for component, network in KINDS[family].networks.items():
         expected = {}
         for line in lines:
             model, part, old, *new = line.split("\t")
             if (model, part) == (family, component):
                 expected |= {name: header[old].start + i * header[old].nbytes // len(new) for i, name in enumerate(new)}
                 seen += 1
-        found = component_tensors(header, component)
+        found = network.tensors(header)
         assert {name: info.start for name, info in found.items()} == expected
         assert {name: info.shape for name, info in found.items()} == {
             name: shape if len(found[name].shape) == len(shape) else (*shape, 1, 1)
-            for name, shape in expected_shapes(component, configs[component]).items()
+            for name, shape in expected_shapes(component, configs[component], KINDS[family]).items()
         }
     assert seen == len(header)
 
