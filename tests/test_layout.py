@@ -17,6 +17,7 @@ WIDER = {
     "generation/test_precision.py",  # bf16 and int8, from the command line to the picture
     "kernels/winograd/test_winograd_coarse.py",
     "test_benchmark_option.py",
+    "test_docs.py",
     "test_layout.py",
     "test_recorded_pictures.py",
 }
