@@ -49,7 +49,7 @@ def guard_buffers(at_end: bool) -> None:
     memory._Scratch.take = take
     driver.zeros = winograd.zeros = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
     driver.zero_words = lambda count, precision: guarded(operands.zero_words(count, precision), at_end)
-    sys.modules["kernels.quantize"].aligned = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
+    sys.modules["sd_numba.kernels.quantize"].aligned = lambda floats: guarded(np.zeros(floats, np.float32), at_end)
 
 
 def compare(call: Callable[..., np.ndarray], *arrays: np.ndarray) -> None:

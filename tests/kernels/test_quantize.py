@@ -94,7 +94,8 @@ def test_many_channels_are_rounded_piece_by_piece(monkeypatch):
     w = normal(0, 50, 40)
     expected = kernels.quantize(w)
     for block in (1, 40, 41, 120, 10**6):
-        monkeypatch.setattr(sys.modules["kernels.quantize"], "_BLOCK", block)  # the package has the function instead
+        # `kernels.quantize` is the function, not the module
+        monkeypatch.setattr(sys.modules["sd_numba.kernels.quantize"], "_BLOCK", block)
         found = kernels.quantize(w)
         np.testing.assert_array_equal(found.values, expected.values)
         assert_same_bits(found.scales, expected.scales)
