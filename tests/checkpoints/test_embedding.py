@@ -105,8 +105,8 @@ def test_only_whole_words_count(pipe, vectors, tmp_path):
 def test_words_that_are_taken(pipe, vectors, tmp_path):
     path = saved(tmp_path / "w.safetensors", vectors)
     pipe.load_textual_inversion(path)
-    for word in ("W", ""):
-        with pytest.raises(InputError, match="rename it"):
+    for word, reason in (("W", "the name is taken"), ("", "the name is empty")):
+        with pytest.raises(InputError, match=f"{reason}; rename the file"):
             pipe.load_textual_inversion(path, token=word)
     assert len(pipe.text_encoder.token_embedding) == 2563
 
