@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -349,6 +349,13 @@ class Pipeline(ModelParts):
         request = check_request(self, settings, generator=generator, latents=latents)
         return Generation(self, request, state, self.loras if loras is None else loras)
 
+    def load_named_embeddings(self, texts: Collection[str]) -> None:
+        """Load the embeddings of `embedding_dir` that texts name and that are not loaded yet."""
+        for word, path in named_embeddings(self.embedding_dir, texts).items():
+            if word not in self._words:
+                self.load_textual_inversion(path, token=word)
+                self._words.add(word)
+
     def _read_prompts(self, settings: Settings, streamed: bool) -> tuple[Settings, tuple[Lora, ...]]:
         """Read what AUTOMATIC1111's syntax says beside the text: variants, tags of LoRAs, names of embeddings.
 
@@ -367,10 +374,7 @@ class Pipeline(ModelParts):
         if any(others != tags for _, others in read):
             raise InputError("prompt: pictures made together must have the same LoRAs; make the others in another call")
         texts = [text for text, _ in read]
-        for word, path in named_embeddings(self.embedding_dir, (*texts, *negatives)).items():
-            if word not in self._words:
-                self.load_textual_inversion(path, token=word)
-                self._words.add(word)
+        self.load_named_embeddings((*texts, *negatives))
         loras = tuple((str(find_tagged(name, self.lora_dir)), unet, text) for name, (unet, text) in tags)
         return replace(settings, prompt=texts, **changes), loras
 

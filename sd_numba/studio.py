@@ -100,7 +100,6 @@ class Studio:
 
     def __init__(self, opening: Opening = Opening()) -> None:  # frozen
         self._canvas: tuple[object, Canvas] = (None, Canvas())
-        self._words: set[str] = set()
         self.open(opening)
 
     def open(self, opening: Opening) -> None:
@@ -115,7 +114,8 @@ class Studio:
             return
         self.pipe = Pipeline.open(opening.model, precision=opening.precision, vae=opening.vae, taesd=opening.taesd)
         self.pipe.vae_tiling = opening.vae_tiling
-        self.opening, self._prepared, self._words = opening, False, set()
+        self.pipe.embedding_dir = opening.embedding_dir
+        self.opening, self._prepared = opening, False
 
     def prepare(self) -> None:
         """Pack weights as the opening says. It runs compiled kernels."""
@@ -230,10 +230,7 @@ class Studio:
     def _name_embeddings(self, tasks: Sequence[Task]) -> None:
         """Load the embeddings that prompts name."""
         texts = {text for task in tasks for text in (task.recipe.prompt, task.recipe.negative_prompt)}
-        for word, path in named_embeddings(self.opening.embedding_dir, texts).items():
-            if word not in self._words:
-                self.pipe.load_textual_inversion(path, token=word)
-                self._words.add(word)
+        self.pipe.load_named_embeddings(texts)
 
     def _with_loras(self, prompt: str, added: Sequence[str]) -> tuple[str, tuple[Lora, ...]]:
         """Return a prompt with tags of the LoRAs that are added, and all its LoRAs."""
