@@ -26,10 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
-from numba import types
+import numpy as np
+from numba import prange, types
 from numba.core import registry
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
@@ -129,10 +131,11 @@ class _Cache(FunctionCache):
 class Kernel:
     """A parallel kernel with one signature: integers in, nothing out."""
 
-    def __init__(self, function: Callable[..., None], arity: int, precision: str = "f32") -> None:
+    def __init__(self, function: Callable[..., None], arity: int, precision: str = "f32", packed: bool = False) -> None:
         self.name = function.__name__.lstrip("_")
         self.precision = precision
-        self._signature = types.void(*[types.intp] * arity)
+        self._packed = packed  # whether the function takes the integers as one tuple
+        self._signature = types.void(*[types.UniTuple(types.intp, arity)] if packed else [types.intp] * arity)
         self._dispatcher = numba.njit(parallel=True, fastmath=FAST, error_model="numpy")(function)
 
     def __call__(self, *args: int) -> None:
@@ -141,7 +144,10 @@ class Kernel:
             self.compile()
             if numba.get_num_threads() > threads():
                 numba.set_num_threads(threads())
-            self._dispatcher(*args)
+            if self._packed:
+                self._dispatcher(args)
+            else:
+                self._dispatcher(*args)
 
     def _attach_cache(self) -> _Cache | None:
         if cache_folder() is None:
@@ -185,17 +191,43 @@ def set_threads(count: int) -> None:
     numba.set_num_threads(threads())
 
 
-def kernel(arity: int, precision: str = "f32") -> Callable[[Callable[..., None]], Kernel]:
+def kernel(arity: int, precision: str = "f32", packed: bool = False) -> Callable[[Callable[..., None]], Kernel]:
     """Make a parallel kernel of `arity` integers, and register it for `warmup` with a precision of products."""
 
     def wrap(function: Callable[..., None]) -> Kernel:
-        made = Kernel(function, arity, precision)
+        made = Kernel(function, arity, precision, packed)
         if made.name in _registry:
             raise ValueError(f"two kernels are called {made.name}")
         _registry[made.name] = made
         return made
 
     return wrap
+
+
+def _share_tasks(parameters):  # compiled
+    counter = np.zeros(1, np.int64)
+    for worker in prange(parameters[-1]):
+        _work(parameters, worker, counter.ctypes.data)  # noqa: F821
+
+
+def task_kernel(name: str, arity: int, work: Callable[..., None], precision: str = "f32") -> Kernel:
+    """Make a kernel whose workers share its tasks, and register it.
+
+    Parameters
+    ----------
+    name : str
+    arity : int
+        Number of integers that it takes. The last one is the number of workers.
+    work : callable
+        What a worker does, made by `inline`: ``work(parameters, worker, counter)`` gets the integers as a tuple, the
+        worker's number, and the address of the counter of tasks.
+    precision : str
+        Of its products.
+    """
+    # `work` is a global of the function, not a cell of a closure: Numba would hash that anew in each process.
+    function = FunctionType(_share_tasks.__code__, {**globals(), "_work": work}, name)
+    function.__qualname__ = name
+    return kernel(arity, precision, packed=True)(function)
 
 
 _definitions: Counter[tuple[str, str]] = Counter()

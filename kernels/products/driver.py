@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numba import carray, prange
+from numba import carray
 
 from ..activations import FUNCTIONS, GELU, activate
 from ..checks import ADD, PAST_CACHES, RELU, address, write_mode
 from ..machine.emit import LANES
-from ..machine.jit import inline, kernel, threads
+from ..machine.jit import inline, task_kernel, threads
 from ..machine.memory import scratch
 from ..machine.simd import fence, float_pointer, load, load_sums, next_task, splat, store, stream
 from ..machine.simd import relu as relu_vector
@@ -215,15 +215,17 @@ def _settle_bytes(block, rows, extras, scales, row_scales):
 
 
 def _make_work(pack, product_rows, begin, settle):
-    """Make what a worker does, see `_multiply`: tasks until there are none left."""
+    """Make what a worker does, of `multiply`: tasks until there are none left."""
 
     @inline
-    def work(
-        x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-        w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-        out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-        row_block, row_blocks, panel_count, group, buffer, panel_bytes, workers, row_scales, counter,
-    ):  # fmt: skip
+    def work(parameters, worker, counter):
+        (
+            x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
+            w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
+            out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
+            row_block, row_blocks, panel_count, group, buffers, panel_bytes, row_scales, workers,
+        ) = parameters  # fmt: skip
+        buffer = buffers + worker * group * panel_bytes
         taps, pixels = kh * kw, images * out_h * out_w
         out_columns = c_out // 2 if gated else c_out
         panel_columns = WIDTH // 2 if gated else WIDTH
@@ -296,66 +298,15 @@ _work_pairs = _make_work(_pack_pairs, product_pairs, _begin_pairs, _settle_pairs
 _work_bytes = _make_work(_pack_bytes, product_bytes, _begin_bytes, _settle_bytes)
 
 
-@kernel(41)
-def _multiply(
-    x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-    out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-    row_block, row_blocks, panel_count, group, buffers, panel_bytes, workers, row_scales,
-):  # fmt: skip
-    """Convolve x with a weight: with `panels` if that is an address, else with w, packed into `buffers` as needed.
-
-    The weight is for `channels` of those that its rows have, from where `w` or `panels` points to: `columns` values of
-    rows `row_bytes` apart, or panels `panel_stride` apart; `down`, `rank` and `up` are the update of w, if there is
-    one. A task takes up to `group` panels, which lie `panel_bytes` apart in a worker's buffer.
-    """
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _work(
-            x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-            w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-            out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-            row_block, row_blocks, panel_count, group, buffers + worker * group * panel_bytes, panel_bytes, workers,
-            row_scales, counter.ctypes.data,
-        )  # fmt: skip
-
-
-@kernel(41, precision="bf16")
-def _multiply_pairs(
-    x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-    out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-    row_block, row_blocks, panel_count, group, buffers, panel_bytes, workers, row_scales,
-):  # fmt: skip
-    """Do what `_multiply` does with words of two bfloat16; channels are words, and there is one tap."""
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _work_pairs(
-            x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-            w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-            out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-            row_block, row_blocks, panel_count, group, buffers + worker * group * panel_bytes, panel_bytes, workers,
-            row_scales, counter.ctypes.data,
-        )  # fmt: skip
-
-
-@kernel(41, precision="int8")
-def _multiply_bytes(
-    x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-    w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-    out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-    row_block, row_blocks, panel_count, group, buffers, panel_bytes, workers, row_scales,
-):  # fmt: skip
-    """Do what `_multiply` does with words of four bytes; each row of x has its scale."""
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _work_bytes(
-            x, zeros, height, width, channels, kh, kw, stride, top, left, enlarge,
-            w, kind, scales, columns, row_bytes, panels, panel_stride, chunk, offsets, down, rank, up,
-            out, images, out_h, out_w, c_out, bias, bias_stride, gated, function, how,
-            row_block, row_blocks, panel_count, group, buffers + worker * group * panel_bytes, panel_bytes, workers,
-            row_scales, counter.ctypes.data,
-        )  # fmt: skip
+# Each kernel convolves x with a weight: with `panels` if that is an address, else with w, which a worker packs into
+# its part of `buffers`. The weight covers `channels` of the input channels, from where `w` or `panels` points to:
+# `columns` values of rows `row_bytes` apart, or panels `panel_stride` apart. `down`, `rank` and `up` are the low-rank
+# update of w, if there is one. A task takes up to `group` panels, which lie `panel_bytes` apart in a worker's buffer.
+# In bfloat16 and int8, a channel is a word of two or four values, and there is one tap; in int8, each row of x has
+# its own scale.
+_multiply = task_kernel("multiply", 41, _work)
+_multiply_pairs = task_kernel("multiply_pairs", 41, _work_pairs, "bf16")
+_multiply_bytes = task_kernel("multiply_bytes", 41, _work_bytes, "int8")
 
 
 @dataclass(frozen=True)
@@ -453,7 +404,7 @@ def multiply(
         address(out), g.images, g.out_h, g.out_w, c_out,
         *bias_address(bias), int(gated), 0 if gated or activation is None else FUNCTIONS[activation],
         write_mode(out, accumulate, relu),
-        *blocks, panels, group, buffers, panel_floats * 4, workers, row_scales,
+        *blocks, panels, group, buffers, panel_floats * 4, row_scales, workers,
     )  # fmt: skip
 
 

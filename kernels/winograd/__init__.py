@@ -156,8 +156,8 @@ def _convolve(
             v, channels, chunk, tile0, count, step, taps,
             *weight, *target, tiles_h, tiles_w, spread, *phase,
             panels, min(splits, math.ceil(count / block_tiles)), spill,
-            filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4, workers,
-            filter_scales, scale_stride, *(more or (0,)),
+            filters_floats * 4, sums_floats * 4, buffers, buffer_floats * 4,
+            filter_scales, scale_stride, *(more or (0,)), workers,
         )  # fmt: skip
 
 

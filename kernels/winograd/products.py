@@ -11,7 +11,7 @@ from numba import carray, prange
 
 from ..checks import ADD
 from ..machine.emit import INT8, LANES
-from ..machine.jit import inline, kernel
+from ..machine.jit import inline, kernel, task_kernel
 from ..machine.simd import fence, float_pointer, next_task, prefetch, splat, store
 from ..products.microkernel import SIX, STRIDE, VECTORS, WIDTH, product_bytes, product_pairs, product_rows
 from ..products.operands import scale_of
@@ -165,23 +165,24 @@ _finish_tile = _make_finish_tile(1)
 
 
 def _make_tile_work(product_rows, group: int):
-    """Make what a worker does, see `multiply_tiles`: tasks until there are none left."""
+    """Make what a worker of `multiply_tiles` does: tasks until there are none left."""
     size_of = 4 // group  # bytes of a channel of the transformed inputs
     finish_tile, transform_filters = _make_finish_tile(group), _make_transform_filters(group)
 
     @inline
-    def work(
-        v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-        out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-        panels, splits, spill, filters_bytes, sums_bytes, buffer, workers,
-        filter_scales, scale_stride, tile_scales, counter,
-    ):  # fmt: skip
+    def work(parameters, worker, counter):
+        (
+            v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
+            out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
+            panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes,
+            filter_scales, scale_stride, tile_scales, workers,
+        ) = parameters  # fmt: skip
         parts = (step + taps - 1) * (step + taps - 1)
         block_tiles = BLOCK // parts
         block_rows = (min(block_tiles, tiles) + SIX - 1) // SIX * SIX + 1
         blocks = (tiles + block_tiles - 1) // block_tiles
         weight_size = stored_size(kind)
-        filters = buffer
+        filters = buffers + worker * buffer_bytes
         all_sums = filters + filters_bytes
         packed = all_sums + sums_bytes
         rows = np.empty(block_tiles + SIX, np.int64)
@@ -258,67 +259,15 @@ _tile_work, _tile_work_pairs = _make_tile_work(product_rows, 1), _make_tile_work
 _tile_work_bytes = _make_tile_work(product_bytes, 4)
 
 
-@kernel(39)
-def multiply_tiles(
-    v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-    panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
-    filter_scales, scale_stride, tile_scales,
-):  # fmt: skip
-    """Multiply transformed inputs and filters, transform back, store.
-
-    A task is a panel and one of `splits` ranges of blocks. Filters of a chunk of channels are transformed at a time;
-    unless that is all of them, the sums of all blocks of the task are kept until the last ones have been added. The
-    outputs are every `spread`-th row and column from (phase_y, phase_x) on.
-    """
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _tile_work(
-            v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-            out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-            panels, splits, spill, filters_bytes, sums_bytes, buffers + worker * buffer_bytes, workers,
-            filter_scales, scale_stride, tile_scales, counter.ctypes.data,
-        )  # fmt: skip
-
-
-@kernel(39, precision="bf16")
-def multiply_tiles_pairs(
-    v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-    panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
-    filter_scales, scale_stride, tile_scales,
-):  # fmt: skip
-    """Do the same with bfloat16."""
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _tile_work_pairs(
-            v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-            out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-            panels, splits, spill, filters_bytes, sums_bytes, buffers + worker * buffer_bytes, workers,
-            filter_scales, scale_stride, tile_scales, counter.ctypes.data,
-        )  # fmt: skip
-
-
-@kernel(39, precision="int8")
-def multiply_tiles_bytes(
-    v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-    out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-    panels, splits, spill, filters_bytes, sums_bytes, buffers, buffer_bytes, workers,
-    filter_scales, scale_stride, tile_scales,
-):  # fmt: skip
-    """Do the same with bytes.
-
-    Each part of a tile has its scale, [tile][part]; each part of a filter has its own, and their inverses behind them:
-    twice [part][c_out], the parts `scale_stride` bytes apart.
-    """
-    counter = np.zeros(1, np.int64)
-    for worker in prange(workers):
-        _tile_work_bytes(
-            v, channels, chunk, tile0, tiles, step, taps, w, kind, scales, offsets, down, rank, up, below, right,
-            out, out_h, out_w, c_out, bias, bias_stride, how, tiles_h, tiles_w, spread, phase_y, phase_x,
-            panels, splits, spill, filters_bytes, sums_bytes, buffers + worker * buffer_bytes, workers,
-            filter_scales, scale_stride, tile_scales, counter.ctypes.data,
-        )  # fmt: skip
+# Each kernel multiplies transformed inputs by transformed filters, transforms the sums back, and stores them. A task
+# is a panel and one of `splits` ranges of blocks. The filters of one chunk of channels are transformed at a time; if
+# there are several chunks, a task keeps the sums of all its blocks until the last chunk is added. The outputs are
+# every `spread`-th row and column from (phase_y, phase_x) on. In int8, each part of a tile has a scale, [tile][part],
+# and so has each part of a filter: [part][c_out], then their inverses in the same layout, the parts `scale_stride`
+# bytes apart.
+multiply_tiles = task_kernel("multiply_tiles", 39, _tile_work)
+multiply_tiles_pairs = task_kernel("multiply_tiles_pairs", 39, _tile_work_pairs, "bf16")
+multiply_tiles_bytes = task_kernel("multiply_tiles_bytes", 39, _tile_work_bytes, "int8")
 
 
 @kernel(40)
