@@ -39,7 +39,7 @@ class ConfigReader:
 
     def integer(self, key: str, default: int, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
         """Return the integer at ``key``."""
-        value = self._get(key, default)
+        value: int = self._get(key, default)
         if not _is_integer(value, minimum, maximum):
             self.fail(key, f"an integer from {minimum} to {maximum}")
         return value
@@ -68,14 +68,14 @@ class ConfigReader:
 
     def word(self, key: str, default: str, supported: Sequence[str]) -> str:
         """Return the string at ``key``, one of ``supported``."""
-        value = self._get(key, default)
+        value: str = self._get(key, default)
         if value not in supported:
             self.fail(key, _listed(supported))
         return value
 
     def words(self, key: str, default: Sequence[str], supported: Sequence[str]) -> tuple[str, ...]:
         """Return the list of strings at ``key``, each one of ``supported``."""
-        value = self._get(key, default)
+        value: str = self._get(key, default)
         if not isinstance(value, list | tuple) or not value or any(word not in supported for word in value):
             self.fail(key, f"a list of {_listed(supported)}")
         return tuple(value)

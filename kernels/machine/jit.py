@@ -207,7 +207,7 @@ def kernel(arity: int, precision: str = "f32", packed: bool = False) -> Callable
 def _share_tasks(parameters):  # compiled
     counter = np.zeros(1, np.int64)
     for worker in prange(parameters[-1]):
-        _work(parameters, worker, counter.ctypes.data)  # noqa: F821
+        _work(parameters, worker, counter.ctypes.data)  # type: ignore[name-defined]  # noqa: F821 -- see `task_kernel`
 
 
 def task_kernel(name: str, arity: int, work: Callable[..., None], precision: str = "f32") -> Kernel:

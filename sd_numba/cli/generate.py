@@ -47,7 +47,7 @@ MAX_INTERVAL = 1_000_000  # steps from one preview to the next
 @click.command(cls=GroupedCommand)
 @generate_options
 @click.pass_context
-def generate(context: click.Context, **options: Any) -> None:
+def generate(context: click.Context, /, **options: Any) -> None:
     """Make a picture from PROMPT and write it as PNG.
 
     Example: sd-numba generate "a red apple on a blue background" --steps 20 --seed 42 -o apple.png

@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from ..checkpoints.download import DEFAULT_MODEL, SYNONYMS, VARIANTS, download_model, shortest_name
+from ..checkpoints.download import SYNONYMS, VARIANTS, download_model, shortest_name
 from ..checkpoints.kinds import kind_of
 from ..errors import ModelError
+from ..files.hub import DEFAULT_MODEL
 from ..files.safetensors import read_header
 from ..files.writing import DTYPES
 from ..tools.check import check_model

@@ -7,7 +7,7 @@ here: the recipe and the model fill in what is not given.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,13 @@ GROUPS = ("Prompt", "Model", "Sampling", "Start from a picture", "Larger and fas
 OTHERS = GROUPS[-1]  # of options that name no group
 
 
-class Numbers(click.ParamType):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # click 8.1 and 8.2 do not take the type of the result
+    _ParamType = click.ParamType
+
+
+class Numbers(_ParamType):
     """A fixed count of numbers with commas between them."""
 
     def __init__(self, example: str, kind: type) -> None:

@@ -41,7 +41,7 @@ class _Reader:
 
     def number(self, kind: str) -> int:
         """Read a little-endian number: ``"I"`` (32 bits) or ``"Q"`` (64 bits)."""
-        (value,) = struct.unpack("<" + kind, self.take(4 if kind == "I" else 8))
+        value: int = struct.unpack("<" + kind, self.take(4 if kind == "I" else 8))[0]
         return value
 
     def take(self, count: int) -> bytes:

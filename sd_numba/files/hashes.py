@@ -24,7 +24,7 @@ def files_hash(files: Sequence[Path]) -> str:
     key = hashlib.sha256(repr(stats).encode()).hexdigest()
     cache = (user_cache() or Path(os.devnull)) / "sd-numba" / "hashes.json"
     try:
-        known = dict(json.loads(cache.read_text()))
+        known: dict[str, str] = dict(json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):
         known = {}
     if isinstance(known.get(key), str):

@@ -124,7 +124,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        header: dict[str, Any] = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged: its header is not JSON ({error}); download it again") from None
     odd = next((name for name in header if re.search("[\ud800-\udfff]", name)), None)

@@ -352,7 +352,8 @@ class ModelParts:
         self.release("vae")
         if not np.isfinite(latents).all():
             raise self.not_finite("the encoder")
-        return latents * np.float32(self.vae.config.scaling_factor)
+        scaled: np.ndarray = latents * np.float32(self.vae.config.scaling_factor)
+        return scaled
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Turn a sampler's last latents ``(b, 4, h, w)`` into pictures, float32 ``(b, 8h, 8w, 3)`` in [0, 1].

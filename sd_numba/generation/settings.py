@@ -128,7 +128,7 @@ class _Interval(Several):
 class _Cache(Text):
     """``deepcache:N``."""
 
-    def check(self, name: str, value: Any) -> str:
+    def check(self, name: str, value: Any) -> Any:
         interval = value.removeprefix(DEEPCACHE) if isinstance(value, str) and value.startswith(DEEPCACHE) else ""
         if not (interval.isascii() and interval.isdigit() and 1 <= int(interval[:9]) <= 1000):
             raise InputError(name=name, found=value, expected=f"{DEEPCACHE}N, such as {DEEPCACHE}3")

@@ -28,7 +28,8 @@ def smooth(x: np.ndarray) -> np.ndarray:
     h, w = x.shape[1:3]
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     x = (x[:, :h] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
-    return (x[:, :, :w] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+    smoothed: np.ndarray = (x[:, :, :w] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+    return smoothed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class LatentProjection:
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise InputError(f"latents: found shape {latents.shape}, expected (b, {channels}, h, w)")
         colours = smooth(np.moveaxis(latents, 1, -1) @ self.factors + self.bias)
-        return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8)
+        pixels: np.ndarray = (np.clip(colours, 0, 1) * 255).round()
+        return pixels.astype(np.uint8)
 
 
 def projection_of(vae: Autoencoder, factors: Sequence[Sequence[float]] | None = None) -> LatentProjection:

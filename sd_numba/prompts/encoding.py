@@ -171,6 +171,7 @@ def _emphasise(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Multiply vectors ``(t, d)`` by their weights ``(t,)``, and restore the mean of all values."""
     if (weights == 1).all():
         return vectors
-    weighted = vectors * weights[:, None]
+    weighted: np.ndarray = vectors * weights[:, None]
     before, after = vectors.mean(dtype=np.float64), weighted.mean(dtype=np.float64)
-    return weighted * np.float32(before / after if after else 1)
+    weighted = weighted * np.float32(before / after if after else 1)
+    return weighted
