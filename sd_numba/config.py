@@ -112,7 +112,7 @@ class ConfigReader:
         value = self.values.get(key, supported[0])
         if any(v not in supported for v in (value if isinstance(value, list | tuple) else [value])):
             shown = ["null" if v is None else str(v).lower() if isinstance(v, bool) else repr(v) for v in supported]
-            self.fail(key, f"{' or '.join(shown)}: only Stable Diffusion 1.x and 2.x are supported")
+            self.fail(key, f"{' or '.join(shown)}: no supported kind of model has another value")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -14,8 +14,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+def argument(name: str) -> str:
+    """Return a mark that stands for an argument's name in the text of an error: see `SdNumbaError.spelled`."""
+    return f"\0{name}\0"
+
+
 class SdNumbaError(Exception):
-    """Base of every error meant for a user; ``str(error)`` is one complete line."""
+    """Base of every error meant for a user; ``str(error)`` is one complete line.
+
+    Parameters
+    ----------
+    text : str
+        The message; names of arguments in it are marked by `argument`.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        super().__init__(self.spelled(str))
+
+    def spelled(self, spell: Callable[[str], str], offset: int = 0) -> str:
+        """Return the message with the arguments' names as the reader knows them.
+
+        Parameters
+        ----------
+        spell : callable
+            Turns the name of an argument into what the reader calls it, such as a flag. `argument` keeps the marks, for
+            an error that quotes this one.
+        offset : int
+            What the reader counts more: see `sd_numba.generation.settings.Setting.offset`.
+        """
+        return re.sub("\0(.*?)\0", lambda mark: spell(mark[1]), self._message(offset))
+
+    def _message(self, offset: int) -> str:
+        return self.text
 
 
 class ModelError(SdNumbaError):
@@ -39,11 +70,6 @@ class Range:
         return Range(self.noun, self.least + offset, self.most + offset)
 
 
-def argument(name: str) -> str:
-    """Return a mark that stands for an argument's name in the text of an `InputError`: see `InputError.spelled`."""
-    return f"\0{name}\0"
-
-
 class InputError(SdNumbaError, ValueError):
     """An argument cannot be used: a size, a number of steps, a sampler's name, an output path.
 
@@ -63,27 +89,17 @@ class InputError(SdNumbaError, ValueError):
     def __init__(
         self, text: str = "", *, name: str | None = None, found: object = None, expected: str | Range = ""
     ) -> None:
-        self.text, self.name, self.found, self.expected = text, name, found, expected
-        super().__init__(self.spelled(str))
+        self.name, self.found, self.expected = name, found, expected
+        super().__init__(text)
 
-    def spelled(self, spell: Callable[[str], str], offset: int = 0) -> str:
-        """Return the message with the arguments' names as the reader knows them.
-
-        Parameters
-        ----------
-        spell : callable
-            Turns the name of an argument into what the reader calls it, such as a flag.
-        offset : int
-            What the reader counts more: see `sd_numba.generation.settings.Setting.offset`.
-        """
-        text = self.text
-        if not text:
-            found, expected = self.found, self.expected
-            if offset and isinstance(found, int):
-                found, expected = found + offset, expected.shifted(offset) if isinstance(expected, Range) else expected
-            shown = " ".join(repr(found).split())  # arrays have several lines
-            text = f"{argument(str(self.name))}: found {shown:.80}, expected {expected}"
-        return re.sub("\0(.*?)\0", lambda mark: spell(mark[1]), text)
+    def _message(self, offset: int) -> str:
+        if self.text:
+            return self.text
+        found, expected = self.found, self.expected
+        if offset and isinstance(found, int):
+            found, expected = found + offset, expected.shifted(offset) if isinstance(expected, Range) else expected
+        shown = " ".join(repr(found).split())  # arrays have several lines
+        return f"{argument(str(self.name))}: found {shown:.80}, expected {expected}"
 
 
 class DownloadError(SdNumbaError):

@@ -16,10 +16,10 @@ import numpy as np
 
 from . import kernels
 from .checkpoints.finding import find_tagged, named_embeddings
-from .checkpoints.opening import Model, open_model
+from .checkpoints.opening import Checkpoint, open_model
 from .checks import check_choice, check_prompts, check_whole, resolve_seeds
 from .errors import InputError
-from .generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES, Lora, ModelParts
+from .generation.model import PRECISIONS, TILINGS, WEIGHT_POLICIES, Lora, Model
 from .generation.request import check_request, prompts_of
 from .generation.run import Generation
 from .generation.settings import Settings
@@ -45,7 +45,7 @@ class PipelineOutput:
     nsfw_content_detected: None = None
 
 
-class Pipeline(ModelParts):
+class Pipeline(Model):
     """Text to image, image to image and inpainting with a model of the Stable Diffusion 1.x and 2.x families.
 
     `from_pretrained` opens a model. `sd_numba.StableDiffusionPipeline` is this class with diffusers' methods added.
@@ -62,7 +62,7 @@ class Pipeline(ModelParts):
     lora_dir: str | os.PathLike[str] | None = None
     embedding_dir: str | os.PathLike[str] | None = None
 
-    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
+    def __init__(self, model: Checkpoint, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
         super().__init__(model, taesd, precision)
         self._words: set[str] = set()  # of embeddings that prompts have named
 

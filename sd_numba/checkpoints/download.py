@@ -9,16 +9,13 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, argument
 from ..families import FAMILIES, Family, pipelines, titles
 from ..files.folders import PICKLE_FOLDER_ADVICE, find_weights, read_json
 from ..files.hub import DEFAULT_MODEL, Place, Repository, cache_folder, choose_place, fetch_missing, list_repository
 
 HUB_ID = re.compile(r"[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*", re.ASCII)
 
-CONFIGS = re.compile(
-    r"model_index\.json|scheduler/[^/]+\.json|tokenizer/[^/]+\.(json|txt)|(text_encoder|unet|vae)/config\.json"
-)
 INDEX = "model_index.json"
 # How the weights of each variant end: one file, or the index of several.
 VARIANTS = {
@@ -50,8 +47,8 @@ def select_files(names: Iterable[str], variant: str = "fp16") -> list[str]:
         A component is missing, or there are only pickles of it.
     """
     names = set(names)
-    chosen = sorted(name for name in names if CONFIGS.fullmatch(name))
-    family = _family_with({name.split("/")[0] for name in chosen})
+    family = _family_with({name.split("/")[0] for name in names})
+    chosen = sorted(name for name in names if _is_config(name, family))
     missing = [part for part in family.components if not any(name.startswith(f"{part}/") for name in chosen)]
     if missing:
         raise ModelError(f"not a whole Stable Diffusion model: found no files of {', '.join(missing)}")
@@ -75,6 +72,16 @@ def select_files(names: Iterable[str], variant: str = "fp16") -> list[str]:
     return chosen
 
 
+def _is_config(name: str, family: Family) -> bool:
+    """Whether a file of a folder in diffusers layout says what a component is."""
+    folder, _, file = name.rpartition("/")
+    if folder in family.networks:
+        return file == "config.json"
+    if folder in family.tokenizers.values():
+        return file.endswith((".json", ".txt"))
+    return name == INDEX or (folder == "scheduler" and file.endswith(".json"))
+
+
 def select_single_file(names: Iterable[str], file: str | None = None) -> str:
     """The one safetensors file at the root of a repository that holds whole models in one file each.
 
@@ -88,9 +95,11 @@ def select_single_file(names: Iterable[str], file: str | None = None) -> str:
     names = list(names)
     found = sorted(name for name in names if re.fullmatch(r"[^/]+\.safetensors", name))
     if file is not None and file not in found:
-        raise InputError(f"file: found {file}, expected one of {', '.join(found) or 'none: there is no such file'}")
+        raise InputError(
+            f"{argument('file')}: found {file}, expected one of {', '.join(found) or 'none: there is no such file'}"
+        )
     if file is None and len(found) > 1:
-        raise InputError(f"found several models, {', '.join(found)}; choose one with --file NAME")
+        raise InputError(f"found several models, {', '.join(found)}; choose one with {argument('file')}")
     if not found:
         pickled = any(name.endswith((".ckpt", ".bin", ".pt")) for name in names)
         advice = f": {PICKLE_FOLDER_ADVICE}" if pickled else ""
@@ -165,7 +174,7 @@ def download_model(
     try:
         names = [select_single_file(repository.files, file)] if single else select_files(repository.files, variant)
     except (ModelError, InputError) as error:
-        raise type(error)(f"{model}: {error}") from None
+        raise type(error)(f"{model}: {error.spelled(argument)}") from None
     if not single:
         names += _look_inside(repository, place, names)
     size = sum(repository.files[name].size for name in names) / 1e9
@@ -258,11 +267,12 @@ def _family_with(folders: Collection[str]) -> Family:
 
 def _is_whole(folder: Path) -> bool:
     """Whether no file of a model in diffusers layout is missing."""
-    tokenizer = folder / "tokenizer"
-    networks = _family_with({path.name for path in folder.iterdir()} if folder.is_dir() else set()).networks
+    family = _family_with({path.name for path in folder.iterdir()} if folder.is_dir() else set())
+    networks = family.networks
     needed = [folder / "scheduler" / "scheduler_config.json", *(folder / name / "config.json" for name in networks)]
-    if not (tokenizer / "tokenizer.json").is_file():
-        needed += [tokenizer / "vocab.json", tokenizer / "merges.txt"]
+    for tokenizer in (folder / name for name in family.tokenizers.values()):
+        if not (tokenizer / "tokenizer.json").is_file():
+            needed += [tokenizer / "vocab.json", tokenizer / "merges.txt"]
     try:
         for component in networks:
             weights = find_weights(folder / component)

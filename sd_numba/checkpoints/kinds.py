@@ -6,15 +6,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..errors import argument
 from ..families import family_of_file
 from ..families.stable_diffusion import OTHERS
 
-# What a file is used as -> how, on the command line or in Python.
+# What a file is used as -> how.
 USES = {
-    "lora": "--lora or load_lora_weights",
-    "taesd": "--taesd or from_pretrained(taesd=...)",
-    "vae": "--vae or from_pretrained(vae=...)",
-    "embedding": "--embedding-dir or load_textual_inversion",
+    "lora": f"load it with {argument('load_lora_weights')}",
+    "taesd": f"give it as {argument('taesd')}",
+    "vae": f"give it as {argument('vae')}",
+    "embedding": f"load it with {argument('load_textual_inversion')}",
 }
 
 
@@ -29,7 +30,7 @@ class Kind:
     @property
     def advice(self) -> str:
         """What to do with it, to end an error with."""
-        return f"; use {USES[self.use]}" if self.use else ""
+        return f"; {USES[self.use]}" if self.use else ""
 
 
 # A pattern that a tensor's name starts with -> what a file with such a tensor is; the first that is found counts.

@@ -90,6 +90,7 @@ class Modules:
 
     def __init__(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], unet_names: Names) -> None:
         self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._networks = tuple(shapes)
         self._flat: dict[tuple[str, str], str] = {}
         for network, tensors in shapes.items():
             for name, shape in tensors.items():
@@ -110,7 +111,7 @@ class Modules:
             if name.startswith(prefix):
                 module = self._flat.get((network, _flat(name[len(prefix) :])))
                 return (network, module) if module else None
-        found = [(network, self._flat.get((network, _flat(name)))) for network in ("unet", "text_encoder")]
+        found = [(network, self._flat.get((network, _flat(name)))) for network in self._networks]
         return next(((network, module) for network, module in found if module), None)
 
 

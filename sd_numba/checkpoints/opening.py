@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, argument
 from ..families import FAMILIES, Family, family_of_file, pipelines, titles
 from ..files.folders import find_weights, packaged, read_json
 from ..files.safetensors import read_header, read_metadata
@@ -26,8 +26,8 @@ from .weights import ShapeRecorder, Weights
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model whose files are there.
+class Checkpoint:
+    """A model's files: where they are and what their configurations say.
 
     Attributes
     ----------
@@ -44,9 +44,9 @@ class Model:
         Settings that the model's makers advise (``_defaults`` in ``model_index.json``), which may hold
         ``num_inference_steps``, ``guidance_scale`` and ``scheduler``.
     openers : mapping
-        Component -> function that opens its weights.
-    open_tokenizer : callable
-        Opens the tokenizer, for a text encoder that knows so many tokens.
+        Network -> function that opens its weights.
+    tokenizers : mapping
+        Text encoder -> function that opens its tokenizer, given how many tokens the encoder knows.
     """
 
     path: Path
@@ -56,10 +56,10 @@ class Model:
     scheduler: dict[str, Any]
     defaults: dict[str, Any]
     openers: Mapping[str, Callable[[], Weights]]
-    open_tokenizer: Callable[[int], Tokenizer]
+    tokenizers: Mapping[str, Callable[[int], Tokenizer]]
 
     def weights(self, component: str) -> Weights:
-        """Open the weights of ``text_encoder``, ``unet`` or ``vae``.
+        """Open the weights of a network, such as ``unet``.
 
         Raises
         ------
@@ -68,17 +68,15 @@ class Model:
         """
         return self.openers[component]()
 
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the text encoder knows.
+    def tokenizer(self, encoder: str) -> Tokenizer:
+        """Open the tokenizer of a text encoder.
 
         Raises
         ------
         ModelError
-            Its configuration is not supported.
+            It is damaged, has more tokens than the text encoder, or the configuration of that is not supported.
         """
-        size: int = self.family.networks["text_encoder"].parse(self.configs["text_encoder"]).vocab_size
-        return size
+        return self.tokenizers[encoder](self.family.networks[encoder].parse(self.configs[encoder]).vocab_size)
 
 
 def embedded_model_path() -> Path:
@@ -88,7 +86,7 @@ def embedded_model_path() -> Path:
 
 def open_model(
     path: str | os.PathLike[str] | None = None, vae: str | os.PathLike[str] | None = None, needs_vae: bool = True
-) -> Model:
+) -> Checkpoint:
     """Find a model of one of the `FAMILIES`, and its configurations; no weights yet.
 
     Parameters
@@ -137,7 +135,7 @@ def find_path(path: str | os.PathLike[str] | None) -> Path:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _open_folder(folder: Path) -> Model:
+def _open_folder(folder: Path) -> Checkpoint:
     if not os.path.isdir(folder):  # unlike Path.is_dir, does not raise for a name that no file can have
         found = "cannot be opened" if os.path.exists(folder) else "does not exist"
         raise ModelError(
@@ -158,7 +156,7 @@ def _open_folder(folder: Path) -> Model:
         find_weights(folder / name)
     family = next((one for one in families if one.recognises_folder(configs)), families[0])
     defaults = index.get("_defaults")
-    return Model(
+    return Checkpoint(
         folder,
         _folder_name(folder.resolve()),
         family,
@@ -166,7 +164,9 @@ def _open_folder(folder: Path) -> Model:
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         defaults=defaults if isinstance(defaults, dict) else {},
         openers={name: partial(Weights.open, folder / name) for name in networks},
-        open_tokenizer=partial(Tokenizer.from_folder, folder / "tokenizer"),
+        tokenizers={
+            encoder: partial(Tokenizer.from_folder, folder / name) for encoder, name in family.tokenizers.items()
+        },
     )
 
 
@@ -177,12 +177,13 @@ def _folder_name(folder: Path) -> str:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """Refuse other pipelines, by their index or, where there is none, by the second text encoder of SDXL and SD 3."""
+    """Read the index; refuse other pipelines, or if there is no index, text encoders that no family has."""
     path = folder / "model_index.json"
     index = read_json(path) if path.exists() else {}
     found = index.get("_class_name")
-    if found is None and (folder / "text_encoder_2").is_dir():
-        found = "a model with two text encoders (SDXL)"
+    known = {encoder for family in FAMILIES for encoder in family.padding}
+    if found is None and any(path.is_dir() and path.name not in known for path in folder.glob("text_encoder*")):
+        found = "a model with several text encoders (SDXL)"
     if found not in (None, *pipelines()):
         raise ModelError(f"{folder}: found {found!s:.80}, supported is {_listed(pipelines(), 'or')} ({titles()})")
     return index
@@ -202,7 +203,7 @@ def _listed(words: Sequence[str], conjunction: str) -> str:
 # --- single files -----------------------------------------------------------------------------------------------------
 
 
-def _open_file(path: Path, needs_vae: bool) -> Model:
+def _open_file(path: Path, needs_vae: bool) -> Checkpoint:
     """Open a single file."""
     header = read_header(path)
     family = family_of_file(header) or FAMILIES[0]
@@ -213,7 +214,7 @@ def _open_file(path: Path, needs_vae: bool) -> Model:
     if missing or not kind.supported:
         patterns = [f"{wanted[n].prefix}*" for n in missing]
         lacks = f" without tensors {_listed(patterns, 'and')}" if missing else ""
-        advice = "; give it a VAE with --vae" if missing == ["vae"] else kind.advice
+        advice = f"; give it a VAE with {argument('vae')}" if missing == ["vae"] else kind.advice
         raise ModelError(f"{path}: found {kind.title}{lacks}; expected a whole {titles('or')} checkpoint{advice}")
     quantised = next((info.dtype for info in header.values() if info.dtype in BLOCKS), None)
     if quantised:
@@ -229,7 +230,7 @@ def _open_file(path: Path, needs_vae: bool) -> Model:
     prediction = family.prediction(header.keys(), read_metadata(path))
     if family.velocity_size is not None and prediction == "v_prediction":
         configs["unet"]["sample_size"] = family.velocity_size
-    return Model(
+    return Checkpoint(
         path,
         path.stem,
         family,
@@ -237,7 +238,7 @@ def _open_file(path: Path, needs_vae: bool) -> Model:
         scheduler={**family.scheduler, "prediction_type": prediction},
         defaults={},
         openers={name: partial(Weights.select, path, infos) for name, infos in tensors.items()},
-        open_tokenizer=partial(Tokenizer.clip, family.padding),
+        tokenizers={encoder: partial(Tokenizer.clip, token) for encoder, token in family.padding.items()},
     )
 
 
@@ -281,7 +282,7 @@ def expected_shapes(
     Parameters
     ----------
     component
-        ``text_encoder``, ``unet`` or ``vae``.
+        A network, such as ``unet``.
     config
         Its parsed ``config.json``.
     family

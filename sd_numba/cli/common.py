@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import kernels
-from ..errors import InputError, SdNumbaError
+from ..errors import SdNumbaError
 from ..generation.settings import settings_of
 from ..recipes.recipe import Recipe
 
@@ -45,15 +45,25 @@ class Command(click.Command):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except InputError as error:
-            about = settings_of(Recipe).get(error.name or "")
+        except SdNumbaError as error:
+            about = settings_of(Recipe).get(getattr(error, "name", None) or "")
             text = error.spelled(lambda name: flag_of(ctx, name), about.offset if about else 0)
             raise click.ClickException(text) from None
 
 
+# A method that a message names -> the parameter of `generate` that calls it.
+METHODS = {"load_lora_weights": "loras", "load_textual_inversion": "embedding_dir"}
+
+
 def flag_of(ctx: click.Context, name: str) -> str:
-    """Return the flag that was typed for a parameter, or else its first long one; other names as they are."""
-    flags = next((param.opts for param in ctx.command.params if param.name == name), [])
+    """Return the flag that was typed for a parameter, or else its first long one; other names as they are.
+
+    What the command has no flag for may be one of `generate`.
+    """
+    root = ctx.find_root()
+    generate = root.command.get_command(root, "generate") if isinstance(root.command, click.Group) else None
+    params = [*ctx.command.params, *(generate.params if generate else ())]
+    flags: list[str] = next((param.opts for param in params if param.name == METHODS.get(name, name)), [])
     flags = [flag for flag in flags if flag.startswith("-")]
     for arg in ctx.meta.get(_TYPED, ()):
         for flag in flags:
@@ -71,8 +81,6 @@ class Group(click.Group):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             return super().invoke(ctx)
-        except SdNumbaError as error:
-            raise click.ClickException(str(error)) from None
         except MemoryError:
             raise click.ClickException("out of memory; choose a smaller size, or --weights mmap") from None
         except KeyboardInterrupt as stop:

@@ -22,7 +22,7 @@ CLIP_PROMPTS = ("a cat on a beach", "a red apple on a blue background", "")
 NOISE_TIMES = (1, 10, 100, 500, 750, 999)
 
 
-@click.command()
+@click.command(cls=Command)
 def warmup() -> None:
     """Compile every kernel for this CPU, once.
 
@@ -32,7 +32,7 @@ def warmup() -> None:
     click.echo("all kernels are ready")
 
 
-@click.command("clip-test")
+@click.command("clip-test", cls=Command)
 @model_argument
 @threads_option
 def clip_test(model: str | None, threads: int) -> None:
@@ -43,7 +43,7 @@ def clip_test(model: str | None, threads: int) -> None:
     kernels.set_threads(threads)
     opened = open_model(model)
     config, weights = TextEncoderConfig.from_dict(opened.configs["text_encoder"]), opened.weights("text_encoder")
-    tokenizer, encoder = opened.open_tokenizer(config.vocab_size), TextEncoder(weights, config)
+    tokenizer, encoder = opened.tokenizer("text_encoder"), TextEncoder(weights, config)
     weights.finish()
     warm_up()
     for prompt in CLIP_PROMPTS:
@@ -53,7 +53,7 @@ def clip_test(model: str | None, threads: int) -> None:
         click.echo(f"{prompt!r}: shape {states.shape}, {_range(states)}, {seconds * 1e3:.0f} ms")
 
 
-@click.command("noise-test")
+@click.command("noise-test", cls=Command)
 def noise_test() -> None:
     """Print the noise schedules at a few timesteps.
 

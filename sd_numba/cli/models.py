@@ -14,19 +14,19 @@ import click
 from ..checkpoints.download import SYNONYMS, VARIANTS, download_model, shortest_name
 from ..checkpoints.kinds import kind_of
 from ..errors import ModelError
-from ..files.hub import DEFAULT_MODEL
+from ..files.hub import AGAIN, DEFAULT_MODEL
 from ..files.safetensors import read_header
 from ..files.writing import DTYPES
 from ..tools.check import check_model
 from ..tools.convert import convert as convert_model
 from ..tools.info import describe
-from .common import ANY_PATH, EXAMPLE, model_argument, printable
+from .common import ANY_PATH, EXAMPLE, Command, model_argument, printable
 
 # What a file is used as -> the option of `generate` that takes it.
 OPTIONS = {"lora": "--lora", "taesd": "--taesd", "vae": "--vae", "embedding": "--embedding-dir"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--variant", type=click.Choice([*VARIANTS, *SYNONYMS]), default="fp16", show_default=True,
@@ -40,8 +40,8 @@ OPTIONS = {"lora": "--lora", "taesd": "--taesd", "vae": "--vae", "embedding": "-
 def download(model: str, to: str | None, **options: Any) -> None:
     """Fetch MODEL, an id on the Hugging Face hub, by default Stable Diffusion 1.5.
 
-    Only the files that are needed, with checksums; started again, it goes on where it stopped. HF_TOKEN, HF_ENDPOINT
-    and HF_HOME hold as elsewhere. No other command uses the network.
+    Fetches only the files that are needed and verifies their checksums. Run it again to continue a download that
+    stopped. HF_TOKEN, HF_ENDPOINT and HF_HOME mean what they mean elsewhere. No other command uses the network.
     """
     logging.getLogger("sd_numba").setLevel(logging.INFO)
     # Without this huggingface_hub asks its server for a list of programs that may have started us, and tells it ours.
@@ -49,7 +49,7 @@ def download(model: str, to: str | None, **options: Any) -> None:
     try:
         path = download_model(model, to=to, **options)
     except KeyboardInterrupt:
-        click.echo("\nstopped by Ctrl-C; run the same command again, it goes on where it stopped", err=True)
+        click.echo(f"\nstopped by Ctrl-C; {AGAIN}", err=True)
         sys.exit(130)
     click.echo(f"{model} is in {path}")
     option = "--model"
@@ -59,7 +59,7 @@ def download(model: str, to: str | None, **options: Any) -> None:
     click.echo(f"Use it: {EXAMPLE} {option} {shlex.quote(shortest_name(model, path))}")
 
 
-@click.command("convert")
+@click.command("convert", cls=Command)
 @click.argument("source", type=ANY_PATH)
 @click.argument("target", type=ANY_PATH)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all weights.  [default: as they are stored]")
@@ -88,7 +88,7 @@ def _gigabytes(bytes_of: tuple[int, int] | None) -> str | None:
     return None if bytes_of is None else f"{bytes_of[0] / 1e9:.2f} of {bytes_of[1] / 1e9:.2f} GB"
 
 
-@click.command()
+@click.command(cls=Command)
 @model_argument
 def test(model: str | None) -> None:
     """Check the files of MODEL (by default the embedded model), or of a LoRA, a VAE, an embedding.
@@ -103,7 +103,7 @@ def test(model: str | None) -> None:
         raise click.ClickException("not sound, see above; download it again if it should be")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=ANY_PATH)
 def info(file: str) -> None:
     """Say what a picture or a model is.

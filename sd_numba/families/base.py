@@ -91,6 +91,12 @@ class Network:
         return self.rename({name[len(prefix) :]: info for name, info in header.items() if name.startswith(prefix)})
 
 
+def context_width(configs: Mapping[str, Any]) -> int:
+    """Return how wide the contexts of a family with one text encoder are, by its networks' parsed configurations."""
+    width: int = configs["text_encoder"].hidden_size
+    return width
+
+
 def condition(encoders: Encoders, texts: Sequence[str], syntax: str, clip_skip: int) -> dict[str, Conditioning]:
     """Encode texts for a family with one text encoder, whose UNet takes no more than its last vectors.
 
@@ -132,8 +138,8 @@ class Family:
         The class in ``model_index.json``.
     networks : mapping of str to Network
         By component, that is by folder and in the order of reports.
-    padding : str
-        The token that fills up texts, of single files, which hold no tokenizer.
+    padding : mapping of str to str
+        Text encoder -> the token that pads its texts in models of a single file, which holds no tokenizer.
     text_width : int
         Values of a token's vector in the family's published models, by which LoRAs and embeddings are told apart.
     scheduler : mapping
@@ -151,6 +157,11 @@ class Family:
         Names of tensors and metadata of a single file -> ``prediction_type``, or None if they do not tell.
     architecture : callable
         ``prediction_type`` -> the name of the architecture in ModelSpec's metadata.
+    probe : callable, optional
+        Asks a UNet for its ``prediction_type``, where `prediction` returned None.
+    context_width : callable
+        Parsed configurations by component -> values of a token's vector that the UNet must expect; see
+        `context_width`.
     condition : callable
         Turns texts into `Conditioning`; see `condition`.
     encode_context : callable
@@ -161,7 +172,7 @@ class Family:
     title: str
     pipeline: str
     networks: Mapping[str, Network]
-    padding: str
+    padding: Mapping[str, str]
     text_width: int
     scheduler: Mapping[str, Any]
     preview_factors: tuple[tuple[float, ...], ...]
@@ -170,13 +181,20 @@ class Family:
     prediction: Callable[[Collection[str], Mapping[str, str]], str | None]
     architecture: Callable[[str | None], str]
     velocity_size: int | None = None
+    probe: Callable[[UNet], str] | None = None
+    context_width: Callable[[Mapping[str, Any]], int] = context_width
     condition: Callable[[Encoders, Sequence[str], str, int], dict[str, Conditioning]] = condition
     encode_context: Callable[[UNet, Sequence[Conditioning]], EncodedContext] = encode_context
 
     @property
     def components(self) -> tuple[str, ...]:
         """The folders of a model in diffusers layout."""
-        return ("tokenizer", *self.networks, "scheduler")
+        return (*self.tokenizers.values(), *self.networks, "scheduler")
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Text encoder -> its tokenizer: ``text_encoder_2`` has ``tokenizer_2``."""
+        return {encoder: encoder.replace("text_encoder", "tokenizer") for encoder in self.padding}
 
     @property
     def line(self) -> str:

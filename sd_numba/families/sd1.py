@@ -46,7 +46,7 @@ FAMILY = Family(
         "unet": common.UNET,
         "vae": common.VAE,
     },
-    padding="<|endoftext|>",
+    padding={"text_encoder": "<|endoftext|>"},
     text_width=768,
     scheduler=common.SCHEDULER,
     preview_factors=common.PREVIEW_FACTORS,

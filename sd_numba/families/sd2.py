@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ModelError
 from ..files.writing import Entry
 from ..networks.clip import TextEncoderConfig
+from ..networks.unet import UNet
 from . import stable_diffusion as common
 from .base import Family
 from .names import CLIP, OPENCLIP, openclip_names, openclip_tensors
@@ -60,6 +61,17 @@ def _prediction(names: Collection[str], metadata: Mapping[str, str]) -> str | No
     return None
 
 
+def _probe(unet: UNet) -> str:
+    """Tell noise from velocity by what the UNet makes of grey latents at the noisiest timestep.
+
+    There the noise to predict is about the latents, the velocity far below them: AUTOMATIC1111's web UI tells these
+    models apart so, with the same numbers.
+    """
+    grey = np.full((1, unet.config.in_channels, 8, 8), 0.5, np.float32)
+    context = np.full((1, 2, unet.config.cross_attention_dim), 0.5, np.float32)
+    return "v_prediction" if float(np.mean(unet(grey, 999, context)) - 0.5) < -1 else "epsilon"
+
+
 def _architecture(prediction: str | None) -> str:
     return f"stable-diffusion-v2-{'768-v' if prediction == 'v_prediction' else '512'}"
 
@@ -73,7 +85,7 @@ FAMILY = Family(
         "unet": common.UNET,
         "vae": common.VAE,
     },
-    padding="!",
+    padding={"text_encoder": "!"},
     text_width=1024,
     scheduler=common.SCHEDULER,
     preview_factors=common.PREVIEW_FACTORS,
@@ -82,4 +94,5 @@ FAMILY = Family(
     prediction=_prediction,
     architecture=_architecture,
     velocity_size=96,
+    probe=_probe,
 )

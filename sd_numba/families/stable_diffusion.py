@@ -42,6 +42,7 @@ PREVIEW_FACTORS = (
     (0.5, 0.5, 0.5),
 )
 UNET_HEADS, HEAD_WIDTH = 8, 64  # with convolutions around the transformers, and with linear layers
+OTHER_WIDTHS = {2048: "Stable Diffusion XL, not supported"}  # values of a token's vector in other models
 # A pattern that a tensor's name starts with -> which other model has such a tensor beside names like these.
 OTHERS = (
     (r"(conditioner\.embedders\.|model\.diffusion_model\.label_emb\.)", "SDXL checkpoint"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..networks.unet import EncodedContext
 from ..prompts.encoding import prompt_schedule
-from .model import ModelParts
+from .model import Model
 from .request import Request
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Prompts:
         The text encoder returns NaN or infinite values.
     """
 
-    def __init__(self, model: ModelParts, request: Request) -> None:
+    def __init__(self, model: Model, request: Request) -> None:
         steps = request.passes[0].steps
         self.schedules: dict[str, list[tuple[int, str]]] = {}
         for text in {*request.prompts, *(request.negatives if request.scale > 1 else ())}:
@@ -39,7 +39,7 @@ class Prompts:
                 log.warning("prompt: longer than %d tokens; this is cut off: %r", model.tokenizer.max_length - 2, cut)
         texts = sorted({text for schedule in self.schedules.values() for _, text in schedule})
         self.encoded = model.condition(texts, request.syntax, request.clip_skip)
-        model.release("text_encoder")
+        model.release(*model.family.padding)
         if not all(conditioning.finite() for conditioning in self.encoded.values()):
             raise model.not_finite("the text encoder")
 
@@ -52,7 +52,7 @@ class Prompts:
 class Group:
     """Pictures that go through the UNet together, with their encoded contexts."""
 
-    def __init__(self, model: ModelParts, prompts: Prompts) -> None:
+    def __init__(self, model: Model, prompts: Prompts) -> None:
         self.model, self.prompts = model, prompts
         self.contexts: dict[tuple[str, ...], EncodedContext] = {}
 

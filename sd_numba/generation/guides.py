@@ -17,7 +17,7 @@ from ..networks.deepcache import FeatureCache
 from ..samplers import Plan
 from ..samplers.noise import Noise, draw
 from .guidance import Prompts, Rows
-from .model import ModelParts
+from .model import Model
 from .request import Request
 
 
@@ -27,7 +27,7 @@ class Start:
 
     Attributes
     ----------
-    model : ModelParts
+    model : Model
     request : Request
     number : int
         Number of the pass, from 0.
@@ -48,7 +48,7 @@ class Start:
         1 where to paint; b may be 1.
     """
 
-    model: ModelParts
+    model: Model
     request: Request
     number: int
     plan: Plan
@@ -281,15 +281,15 @@ class MaskBlend(Guide):
         return blended
 
 
-def guides_of(model: ModelParts, request: Request) -> list[Guide]:
+def guides_of(model: Model, request: Request) -> list[Guide]:
     """Return the guides of a request, in order."""
     guides: list[Guide] = [
         GuidanceInterval(*request.guided),
         ClassifierFreeGuidance(),
         DeepCache(request.cache_interval),
     ]
-    if request.merged:
-        guides.append(MergedTokens(request.merged))
+    if request.token_merging:
+        guides.append(MergedTokens(request.token_merging))
     if model.paints_in:
         guides.append(InpaintingChannels())
     elif request.masks is not None:

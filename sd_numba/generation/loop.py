@@ -20,7 +20,7 @@ from ..samplers import Plan
 from ..samplers.noise import Noise, draw, restore_noise
 from .guidance import Group, Prompts
 from .guides import Call, Guide, Start, guides_of
-from .model import ModelParts
+from .model import Model
 from .request import Request
 
 PASS_PIXELS = 64 * 64  # latent pixels of all images in one call of the UNet, if it has more than one image
@@ -58,13 +58,13 @@ class Step:
 
 
 def sample(
-    model: ModelParts, request: Request, state: Mapping[str, Any] | None = None, *, guides: Sequence[Guide] = ()
+    model: Model, request: Request, state: Mapping[str, Any] | None = None, *, guides: Sequence[Guide] = ()
 ) -> Generator[Step, np.ndarray | None, None]:
     """Run a request.
 
     Parameters
     ----------
-    model : ModelParts
+    model : Model
     request : Request
     state : mapping, optional
         The ``state`` of a `Step` of the same request, to continue after it.
@@ -116,7 +116,7 @@ class Run:
 
     Parameters
     ----------
-    model : ModelParts
+    model : Model
     request : Request
     number : int
         Number of the pass, from 0.
@@ -131,7 +131,7 @@ class Run:
 
     def __init__(
         self,
-        model: ModelParts,
+        model: Model,
         request: Request,
         number: int,
         plan: Plan,

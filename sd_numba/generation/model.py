@@ -1,6 +1,6 @@
-"""The parts of a model, opened and made ready: networks over their weights, precision, LoRAs, embeddings, coding.
+"""A model, opened and made ready: networks over their weights, precision, LoRAs, embeddings, coding of pictures.
 
-What they make together is in :mod:`sd_numba.pipeline`.
+What it is run for is in :mod:`sd_numba.pipeline`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from .. import kernels
 from ..checkpoints.embedding import read_embedding
 from ..checkpoints.lora import Modules, read_lora
-from ..checkpoints.opening import Model, taesd_files
+from ..checkpoints.opening import Checkpoint, taesd_files
 from ..checkpoints.weights import find_nonfinite
 from ..checks import check_choice
 from ..errors import InputError, ModelError
@@ -30,14 +30,15 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.clip import TextEncoder
 from ..networks.taesd import TinyVae
 from ..networks.unet import EncodedContext, UNet
+from ..prompts.tokenizer import Tokenizer
 from ..samplers import SAMPLER_NAMES, canonical_sampler_name, sampler_name_from_config
 from ..samplers.noise import Noise, draw
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = (*layers.PRECISIONS, "auto")
-# The coarsest products that a part bears: texts are short, so theirs take no time that would count.
-COARSEST = {"text_encoder": "f32", "unet": "int8", "vae": "bf16"}
+# The coarsest products of a network; float32 in text encoders, which take little of the time.
+COARSEST = {"unet": "int8", "vae": "bf16"}
 PRODUCTS = {"f32": (), "bf16": ("bf16",), "int8": ("bf16", "int8")}  # precision -> those of products, beside float32
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 TILINGS = ("auto", "on", "off")
@@ -48,13 +49,13 @@ MAX_LORA_WEIGHT = 1000
 Lora = tuple[str, float, float]  # file, weight in the UNet, weight in the text encoder
 
 
-class ModelParts:
-    """A model's tokenizer and networks, ready to be called.
+class Model:
+    """A model's tokenizers and networks, ready to be called.
 
     Attributes
     ----------
     tokenizer, text_encoder, unet, vae
-        The networks; each can be called by itself.
+        Each can be called by itself. Families of several text encoders have ``text_encoder_2`` and ``tokenizer_2``.
     family : Family
         The kind of model.
     scheduler_config : dict
@@ -72,11 +73,12 @@ class ModelParts:
         Those that `load_lora_weights` added: file, weight in the UNet, weight in the text encoder.
     """
 
+    tokenizer: Tokenizer
     text_encoder: TextEncoder
     unet: UNet
     vae: Autoencoder
 
-    def __init__(self, model: Model, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
+    def __init__(self, model: Checkpoint, taesd: str | os.PathLike[str] | None = None, precision: str = "f32") -> None:
         self.scheduler_config, self.name, self.vae_tiling = model.scheduler, model.name, "auto"
         self.defaults = {
             "num_inference_steps": 20,
@@ -88,7 +90,8 @@ class ModelParts:
         self._networks = {part: network.network for part, network in networks.items()}
         parts = [part for part in networks if part != "vae" or taesd is None]
         self._configs = {part: networks[part].parse(model.configs[part]) for part in parts}
-        self.tokenizer = model.open_tokenizer(self._configs["text_encoder"].vocab_size)
+        for encoder, name in model.family.tokenizers.items():
+            setattr(self, name, model.tokenizer(encoder))
         self._weights = {part: model.weights(part) for part in parts}
         self.precision = self._able(precision)
         if taesd is not None:
@@ -100,7 +103,7 @@ class ModelParts:
         for part in networks:
             self._build(part)
             self._weights[part].finish()
-        self._check_parts(model)
+        self._check_fit(model)
 
     def _build(self, part: str) -> None:
         setattr(self, part, self._networks[part](self._weights[part], self._configs[part]))
@@ -120,10 +123,10 @@ class ModelParts:
         log.warning("precision %s: this CPU has no instructions for it; computing in f32", precision)
         return "f32"
 
-    def _check_parts(self, model: Model) -> None:
-        """Raise ModelError unless the parts of the model belong together."""
+    def _check_fit(self, model: Checkpoint) -> None:
+        """Raise ModelError unless the networks fit each other."""
         path, levels = model.path, model.configs["vae"].get("block_out_channels")
-        width, latents = self.text_encoder.config.hidden_size, self.vae.config.latent_channels
+        width, latents = self.family.context_width(self._configs), self.vae.config.latent_channels
         factor = 2 ** (len(levels) - 1) if isinstance(levels, list | tuple) else self.vae.factor
         unet = self.unet.config
         if unet.in_channels > unet.out_channels == latents and not self.paints_in:
@@ -133,8 +136,8 @@ class ModelParts:
             )
         if width != unet.cross_attention_dim:
             raise ModelError(
-                f"{path}: its text encoder is {width} wide, but its UNet expects {unet.cross_attention_dim}; "
-                "the parts are of two models"
+                f"{path}: its text is {width} wide, but its UNet expects {unet.cross_attention_dim}; "
+                "they are of two models"
             )
         found, needed = (latents, self.vae.factor), (unet.out_channels if self.paints_in else unet.in_channels, factor)
         if found != needed:
@@ -153,18 +156,15 @@ class ModelParts:
         check_choice("weights", weights, WEIGHT_POLICIES)
         for part, source in self._weights.items():
             packed = weights == "packed" or (weights == "auto" and self._is_small(part))
-            precision = min(self.precision, COARSEST[part], key=layers.PRECISIONS.index)
+            precision = min(self.precision, COARSEST.get(part, "f32"), key=layers.PRECISIONS.index)
             if (packed, precision) != (source.packed, source.precision):
                 source.packed, source.precision = packed, precision
                 self._build(part)
                 source.release()  # what was packed or made bytes of
-        if self.scheduler_config.get("prediction_type", "") is None:
-            velocity = _predicts_velocity(self.unet)
-            self.scheduler_config = {
-                **self.scheduler_config,
-                "prediction_type": "v_prediction" if velocity else "epsilon",
-            }
-            if velocity and self.family.velocity_size is not None:
+        if self.scheduler_config.get("prediction_type", "") is None and self.family.probe is not None:
+            prediction = self.family.probe(self.unet)
+            self.scheduler_config = {**self.scheduler_config, "prediction_type": prediction}
+            if prediction == "v_prediction" and self.family.velocity_size is not None:
                 self._configs["unet"] = replace(self.unet.config, sample_size=self.family.velocity_size)
                 self._build("unet")
 
@@ -225,16 +225,16 @@ class ModelParts:
         applied, self._applied = self._applied, None  # unknown, should one of them fail
         if applied is None or wanted[: len(applied)] != applied:
             applied = ()
-            for part in ("text_encoder", "unet"):
+            for part in ("unet", *self.family.padding):
                 self._weights[part].clear_updates()
         for lora in wanted[len(applied) :]:
             self._add_lora(*lora)
-        for part in ("text_encoder", "unet"):
+        for part in ("unet", *self.family.padding):
             self._build(part)
         self._applied = wanted
 
     def _add_lora(self, path: str, unet_weight: float, text_encoder_weight: float) -> None:
-        weights = {"unet": unet_weight, "text_encoder": text_encoder_weight}
+        weights = {"unet": unet_weight, **dict.fromkeys(self.family.padding, text_encoder_weight)}
         for value in weights.values():
             if not isinstance(value, int | float | np.number) or not abs(value) <= MAX_LORA_WEIGHT:
                 raise InputError(f"LoRA {path}: found weight {value!r:.40}, expected -1000 to 1000, usually 0 to 1")
@@ -297,15 +297,17 @@ class ModelParts:
 
     def condition(self, texts: Sequence[str], syntax: str, clip_skip: int) -> dict[str, Conditioning]:
         """Turn texts into what the UNet takes, as the model's family does."""
-        return self.family.condition([(self.tokenizer, self.text_encoder)], texts, syntax, clip_skip)
+        encoders = [(getattr(self, name), getattr(self, part)) for part, name in self.family.tokenizers.items()]
+        return self.family.condition(encoders, texts, syntax, clip_skip)
 
     def encode_context(self, conditionings: Sequence[Conditioning]) -> EncodedContext:
         """Prepare the UNet for a batch of texts whose contexts have one length."""
         return self.family.encode_context(self.unet, conditionings)
 
-    def release(self, part: str) -> None:
-        """Let go of the mapped pages of a network's file until it is used again."""
-        self._weights[part].release()
+    def release(self, *parts: str) -> None:
+        """Let go of the mapped pages of networks' files until they are used again."""
+        for part in parts:
+            self._weights[part].release()
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -394,25 +396,14 @@ class ModelParts:
         )
 
 
-def _predicts_velocity(unet: UNet) -> bool:
-    """Tell noise from velocity by what the UNet makes of grey latents at the noisiest timestep.
-
-    There the noise to predict is about the latents, the velocity far below them: AUTOMATIC1111's web UI tells the
-    models of family 2.x apart so, with the same numbers.
-    """
-    grey = np.full((1, unet.config.in_channels, 8, 8), 0.5, np.float32)
-    context = np.full((1, 2, unet.config.cross_attention_dim), 0.5, np.float32)
-    return float(np.mean(unet(grey, 999, context)) - 0.5) < -1
-
-
-def with_prediction_type(model: Model) -> Model:
+def with_prediction_type(checkpoint: Checkpoint) -> Checkpoint:
     """Find out what a model's UNet predicts, if its file does not say: for what is written elsewhere."""
-    if model.scheduler.get("prediction_type", "") is not None:
-        return model
-    parts = ModelParts(model)
-    parts.prepare("mmap")
-    unet = {**model.configs["unet"], "sample_size": parts.unet.config.sample_size}
-    return replace(model, scheduler=parts.scheduler_config, configs={**model.configs, "unet": unet})
+    if checkpoint.scheduler.get("prediction_type", "") is not None:
+        return checkpoint
+    model = Model(checkpoint)
+    model.prepare("mmap")
+    unet = {**checkpoint.configs["unet"], "sample_size": model.unet.config.sample_size}
+    return replace(checkpoint, scheduler=model.scheduler_config, configs={**checkpoint.configs, "unet": unet})
 
 
 def _own_sampler(scheduler_config: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from ..pictures.canvas import lay_out
 from ..samplers import Sampler, make_sampler
 from ..samplers.generators import noise_of
 from ..samplers.noise import Noise, make_noise
-from .model import ModelParts
+from .model import Model
 from .settings import DEEPCACHE, HIRES_STRENGTH, IMAGE_STRENGTH, MASK_STRENGTH, Settings
 
 
@@ -60,7 +60,7 @@ class Request:
         Shares of a pass's calls at which guidance begins and ends.
     cache_interval : int
         The whole UNet is computed once in this many calls; see `sd_numba.networks.unet.FeatureCache`.
-    merged : float
+    token_merging : float
         Share of tokens to merge in self-attention.
     """
 
@@ -80,7 +80,7 @@ class Request:
     whole: bool
     guided: tuple[float, float]
     cache_interval: int
-    merged: float
+    token_merging: float
 
     def sources(self) -> list[Noise]:
         """Return the noise sources of a pass."""
@@ -88,7 +88,7 @@ class Request:
 
 
 def check_request(
-    parts: ModelParts, settings: Settings, *, generator: Any = None, latents: np.ndarray | None = None
+    model: Model, settings: Settings, *, generator: Any = None, latents: np.ndarray | None = None
 ) -> Request:
     """Check the arguments of `sd_numba.StableDiffusionPipeline.generate`, which documents them, against the model.
 
@@ -100,14 +100,14 @@ def check_request(
     settings.check()
     prompts, negatives = prompts_of(settings)
     count = len(prompts)
-    check_whole("clip_skip", settings.clip_skip or 0, 0, parts.text_encoder.config.num_hidden_layers - 1)
+    check_whole("clip_skip", settings.clip_skip or 0, 0, model.text_encoder.config.num_hidden_layers - 1)
     _check_start(settings, latents)
-    pictures, masks = _start(parts, settings)
+    pictures, masks = _start(model, settings)
     given = np.array(latents, np.float32) if latents is not None else None
-    height, width = _size(parts, settings, given, pictures)
-    sampler = make_sampler(parts.scheduler_name(settings.scheduler), parts.scheduler_config, settings.eta)
+    height, width = _size(model, settings, given, pictures)
+    sampler = make_sampler(model.scheduler_name(settings.scheduler), model.scheduler_config, settings.eta)
     steps = settings.num_inference_steps
-    steps = parts.defaults["num_inference_steps"] if steps is None else steps
+    steps = model.defaults["num_inference_steps"] if steps is None else steps
     sampler.plan(steps)  # raises if the number cannot be used
     start, whole = 0, True
     if pictures is not None:
@@ -117,13 +117,13 @@ def check_request(
         start, whole = sampler.start_call(steps, strength), masks is not None and strength == 1
     passes = [Pass(height, width, steps, start)]
     if settings.hires_scale is not None:
-        passes.append(_second(parts, sampler, passes[0], settings.hires_scale, settings))
+        passes.append(_second(model, sampler, passes[0], settings.hires_scale, settings))
     streams, seeds = None, []
     if generator is None:
         seeds = resolve_seeds(settings.seed, count)
     else:
         streams, seeds = _streams(generator, count, settings)
-    shape = (count, *parts.latent_shape(height, width))
+    shape = (count, *model.latent_shape(height, width))
     if given is not None and given.shape != shape:
         raise InputError(f"latents: found shape {given.shape}, expected {shape}")
     # As in diffusers: one picture is then encoded once, with one draw of noise, for all pictures made from it
@@ -141,7 +141,7 @@ def check_request(
         streams=streams,
         rng=settings.rng,
         sampler=sampler,
-        scale=float(parts.defaults["guidance_scale"] if scale is None else scale),
+        scale=float(model.defaults["guidance_scale"] if scale is None else scale),
         syntax=settings.prompt_syntax,
         clip_skip=settings.clip_skip or 0,
         passes=tuple(passes),
@@ -151,7 +151,7 @@ def check_request(
         whole=whole,
         guided=(float(first), float(last)),
         cache_interval=1 if settings.cache is None else int(settings.cache.removeprefix(DEEPCACHE)),
-        merged=float(settings.tome),
+        token_merging=float(settings.tome),
     )
 
 
@@ -179,7 +179,7 @@ def _check_start(settings: Settings, latents: np.ndarray | None) -> None:
         )
 
 
-def _start(parts: ModelParts, settings: Settings) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _start(model: Model, settings: Settings) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the pictures to start from, enlarged by the borders to paint, and the masks."""
     pictures = None if settings.image is None else as_pictures(settings.image, "image")
     masks = None if settings.mask_image is None else as_masks(settings.mask_image, "mask_image")
@@ -188,7 +188,7 @@ def _start(parts: ModelParts, settings: Settings) -> tuple[np.ndarray | None, np
     count = max(len(pictures), 1 if masks is None else len(masks))
     drawn = to_pil(_repeated(pictures, count, "image"))
     painted = [None] * count if masks is None else masks_to_pil(_repeated(masks, count, "mask_image"))
-    own, factor = parts.default_size, parts.vae.factor
+    own, factor = model.default_size, model.vae.factor
     canvases = [
         lay_out(
             picture, mask, borders=settings.expand, height=settings.height, width=settings.width,
@@ -207,26 +207,24 @@ def _streams(generator: Any, count: int, settings: Settings) -> tuple[list[Noise
     return streams, seeds
 
 
-def _size(
-    parts: ModelParts, settings: Settings, latents: np.ndarray | None, pictures: np.ndarray | None
-) -> tuple[int, int]:
+def _size(model: Model, settings: Settings, latents: np.ndarray | None, pictures: np.ndarray | None) -> tuple[int, int]:
     """Return the requested size, else that of the given latents or pictures, else the model's own."""
-    factor = parts.vae.factor
-    own = parts.default_size
+    factor = model.vae.factor
+    own = model.default_size
     if latents is not None and latents.ndim == 4:
         own = latents.shape[2] * factor, latents.shape[3] * factor
     elif pictures is not None:
         own = pictures.shape[1] // factor * factor, pictures.shape[2] // factor * factor
     height = own[0] if settings.height is None else settings.height
     width = own[1] if settings.width is None else settings.width
-    return check_size(height, width, factor, parts.pixel_bytes())
+    return check_size(height, width, factor, model.pixel_bytes())
 
 
-def _second(parts: ModelParts, sampler: Sampler, first: Pass, scale: float, settings: Settings) -> Pass:
+def _second(model: Model, sampler: Sampler, first: Pass, scale: float, settings: Settings) -> Pass:
     """Plan the refining pass at a larger size."""
-    factor = parts.vae.factor
+    factor = model.vae.factor
     height, width = (int(side * scale) // factor * factor for side in (first.height, first.width))
-    check_size(height, width, factor, parts.pixel_bytes())
+    check_size(height, width, factor, model.pixel_bytes())
     steps = settings.hires_steps or first.steps
     sampler.plan(steps)  # raises if the number cannot be used
     strength = HIRES_STRENGTH if settings.hires_strength is None else settings.hires_strength

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..pictures.arrays import masks_to_pil, painted_share, paste_back, to_pil
 from .loop import Step, sample
-from .model import Lora, ModelParts
+from .model import Lora, Model
 from .request import Request
 
 
@@ -22,7 +22,7 @@ class Generation(Generator[Step, "np.ndarray | None", None]):
 
     Parameters
     ----------
-    model : ModelParts
+    model : Model
     request : Request
     state : mapping, optional
         The ``state`` of a `Step`, to continue after it.
@@ -36,7 +36,7 @@ class Generation(Generator[Step, "np.ndarray | None", None]):
     """
 
     def __init__(
-        self, model: ModelParts, request: Request, state: Mapping[str, Any] | None, loras: tuple[Lora, ...]
+        self, model: Model, request: Request, state: Mapping[str, Any] | None, loras: tuple[Lora, ...]
     ) -> None:
         self.model, self.request, self._loras = model, request, loras
         self.latents: np.ndarray | None = None if state is None else state["x"]

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..checks import check_choice
-from ..errors import InputError
+from ..errors import InputError, argument
 from ..networks.autoencoder import Autoencoder
 
 PREVIEWS = ("none", "proj", "tae")
@@ -160,7 +160,9 @@ class Previewer:
 def _tiny_vae(vae: Autoencoder, taesd: Autoencoder | None) -> Autoencoder:
     if taesd is None:
         if not vae.fast:
-            raise InputError("preview tae: found no tiny autoencoder; give one with --taesd, or choose proj")
+            raise InputError(
+                f"preview tae: found no tiny autoencoder; give one with {argument('taesd')}, or choose proj"
+            )
         return vae
     found, expected = (taesd.config.latent_channels, taesd.factor), (vae.config.latent_channels, vae.factor)
     if found != expected:

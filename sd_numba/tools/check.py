@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoints.embedding import read_embedding
 from ..checkpoints.kinds import kind_of
 from ..checkpoints.lora import group_names
-from ..checkpoints.opening import Model, expected_shapes, find_path, open_model, open_taesd, open_vae
+from ..checkpoints.opening import Checkpoint, expected_shapes, find_path, open_model, open_taesd, open_vae
 from ..checkpoints.weights import Weights, find_nonfinite, take_all
 from ..errors import ModelError, SdNumbaError
 from ..files.safetensors import read_header
@@ -55,21 +55,22 @@ def check_model(path: str | os.PathLike[str] | None = None) -> Iterator[Report]:
             yield _check_file(found, header)
             return
     model = open_model(path)
-    yield _check_tokenizer(model)
+    for encoder, name in model.family.tokenizers.items():
+        yield _check_tokenizer(model, encoder, name)
     for component in model.family.networks:
         yield _check_network(model, component)
     yield _check_scheduler(model)
 
 
-def _check_tokenizer(model: Model) -> Report:
+def _check_tokenizer(model: Checkpoint, encoder: str, name: str) -> Report:
     try:
-        tokenizer = model.open_tokenizer(model.vocab_size)
+        tokenizer = model.tokenizer(encoder)
     except ModelError as error:
-        return Report("tokenizer", "", (str(error),))
-    return Report("tokenizer", f"{tokenizer.vocab_size} tokens, rows of {tokenizer.max_length}")
+        return Report(name, "", (str(error),))
+    return Report(name, f"{tokenizer.vocab_size} tokens, rows of {tokenizer.max_length}")
 
 
-def _check_network(model: Model, component: str) -> Report:
+def _check_network(model: Checkpoint, component: str) -> Report:
     faults = []
     try:
         weights = model.weights(component)
@@ -114,7 +115,7 @@ def _check_file(path: Path, header: dict[str, TensorInfo]) -> Report:
     return Report(kind.title, str(Contents.of(header.values())), tuple(faults))
 
 
-def _check_scheduler(model: Model) -> Report:
+def _check_scheduler(model: Checkpoint) -> Report:
     contents = str(model.scheduler.get("_class_name", "no class named"))
     try:
         name = sampler_name_from_config(model.scheduler)

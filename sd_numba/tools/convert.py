@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from ..checkpoints.kinds import kind_of
-from ..checkpoints.opening import Model, expected_shapes, open_model
+from ..checkpoints.opening import Checkpoint, expected_shapes, open_model
 from ..checkpoints.weights import Weights, take_all
 from ..errors import InputError, ModelError
 from ..families import FAMILIES, family_of_file, titles
@@ -120,7 +120,7 @@ def _entry(weights: Weights, component: str, name: str, shape: tuple[int, ...]) 
     return Entry(dtype, shape, (values,), scales, component != "vae" and _is_rounded(name, shape))
 
 
-def _component(model: Model, component: str) -> dict[str, Entry]:
+def _component(model: Checkpoint, component: str) -> dict[str, Entry]:
     """Give the tensors that a network needs, under diffusers' names."""
     weights = model.weights(component)
     shapes = expected_shapes(component, model.configs[component], model.family)
@@ -128,7 +128,7 @@ def _component(model: Model, component: str) -> dict[str, Entry]:
     return {name: _entry(weights, component, name, shape) for name, shape in shapes.items()}
 
 
-def single_tensors(model: Model) -> dict[str, Entry]:
+def single_tensors(model: Checkpoint) -> dict[str, Entry]:
     """Give a model's tensors under their names in a single file, if such a file can hold this model."""
     _check_fits_single(model)
     result: dict[str, Entry] = {}
@@ -139,7 +139,7 @@ def single_tensors(model: Model) -> dict[str, Entry]:
     return result
 
 
-def _check_fits_single(model: Model) -> None:
+def _check_fits_single(model: Checkpoint) -> None:
     """Raise ModelError if a single file would lose what the configurations say."""
     for component, network in model.family.networks.items():
         shapes = expected_shapes(component, model.configs[component], model.family)
@@ -150,11 +150,11 @@ def _check_fits_single(model: Model) -> None:
                     f"{model.path}: its {key} is {value}, where a single file stands for {vars(other)[key]}; "
                     f"only models of the shapes of {titles()} have that layout; write a folder"
                 )
-    if not model.open_tokenizer(model.vocab_size).is_clip:
+    if not all(model.tokenizer(encoder).is_clip for encoder in model.family.tokenizers):
         raise ModelError(f"{model.path}: its tokenizer is not CLIP's, which a single file stands for; write a folder")
 
 
-def _single_metadata(model: Model) -> dict[str, str]:
+def _single_metadata(model: Checkpoint) -> dict[str, str]:
     """Say in ModelSpec's terms what a single file's tensors do not."""
     prediction = model.scheduler.get("prediction_type")
     return {
@@ -180,7 +180,7 @@ def _write_file(target: Path, tensors: Mapping[str, Entry], dtype: str | None, m
     return run()
 
 
-def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
+def _write_folder(target: Path, model: Checkpoint, dtype: str | None) -> Progress:
     networks = model.family.networks
     components = {name: _component(model, name) for name in networks}
     total = sum(entry.nbytes(dtype) for tensors in components.values() for entry in tensors.values())
@@ -200,10 +200,10 @@ def _write_folder(target: Path, model: Model, dtype: str | None) -> Progress:
     return run()
 
 
-def _write_settings(folder: Path, model: Model) -> None:
+def _write_settings(folder: Path, model: Checkpoint) -> None:
     """Write everything of a diffusers folder but the weights."""
     classes = {
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **{name: ["transformers", "CLIPTokenizer"] for name in model.family.tokenizers.values()},
         **{name: [network.library, network.classes[0]] for name, network in model.family.networks.items()},
         "scheduler": ["diffusers", model.scheduler.get("_class_name", "PNDMScheduler")],
     }
@@ -219,11 +219,11 @@ def _write_settings(folder: Path, model: Model) -> None:
         _write_json(folder / name / "config.json", kind | model.configs[name])
     known = {key: value for key, value in model.scheduler.items() if value is not None}
     _write_json(folder / "scheduler" / "scheduler_config.json", known)
-    own_tokenizer = model.path / "tokenizer"
-    if own_tokenizer.is_dir():
-        shutil.copytree(own_tokenizer, folder / "tokenizer")
-    else:
-        model.open_tokenizer(model.vocab_size).save(folder / "tokenizer")
+    for encoder, name in model.family.tokenizers.items():
+        if (model.path / name).is_dir():
+            shutil.copytree(model.path / name, folder / name)
+        else:
+            model.tokenizer(encoder).save(folder / name)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from ..checkpoints.kinds import kind_of
 from ..checkpoints.lora import group_names, network_of
-from ..checkpoints.opening import Model, find_path, open_model
+from ..checkpoints.opening import Checkpoint, find_path, open_model
 from ..checkpoints.weights import Weights
 from ..errors import ModelError
 from ..families import FAMILIES, family_of_file
 from ..families.names import EMA
+from ..families.stable_diffusion import OTHER_WIDTHS
 from ..files.folders import find_weights
 from ..files.safetensors import read_header, read_metadata
 from ..files.tensors import TensorInfo, join_scales
@@ -126,7 +127,7 @@ def _describe_folder(folder: Path) -> str:
     return "\n".join([*lines, _describe_scheduler(model)])
 
 
-def _describe_scheduler(model: Model) -> str:
+def _describe_scheduler(model: Checkpoint) -> str:
     known = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing")
     found = [str(model.scheduler[key]) for key in known if model.scheduler.get(key) is not None]
     return f"scheduler: {', '.join(found)}"
@@ -184,7 +185,6 @@ def _describe_lora(path: Path, header: dict[str, TensorInfo]) -> list[str]:
 
 def _family(width: tuple[int, ...]) -> str:
     """Name the family of models whose text has so many values a token."""
-    if width == (2048,):
-        return " (Stable Diffusion XL, not supported)"
-    title = next((family.title for family in FAMILIES if width == (family.text_width,)), None)
+    titles = {**OTHER_WIDTHS, **{family.text_width: family.title for family in reversed(FAMILIES)}}
+    title = titles.get(*width) if len(width) == 1 else None
     return f" ({title})" if title else ""

@@ -206,7 +206,7 @@ def test_models_in_a_single_file(hub, cache):
     assert resolve_model(ID) == snapshot / "one.safetensors"
     assert result.stdout.endswith(f"--model {ID}\n")
     hub.files["two.safetensors"] = b"2"
-    assert fails(download(ID), ID, "one.safetensors, two.safetensors; choose one with --file NAME")
+    assert fails(download(ID), ID, "one.safetensors, two.safetensors; choose one with --file")
     assert fails(download(ID, "--file", "three.safetensors"), "found three.safetensors, expected one of one.")
     result = download(ID, "--file", "two.safetensors")
     assert result.stdout.endswith(f"--model {snapshot / 'two.safetensors'}\n")
@@ -400,7 +400,7 @@ def test_ctrl_c_and_the_settings_of_the_environment(hub, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.endswith("stopped by Ctrl-C; run the same command again, it goes on where it stopped\n")
+    assert errors.endswith("stopped by Ctrl-C; run the same command again to continue where it stopped\n")
     assert "Traceback" not in errors
     assert hub.requests[0][2]["authorization"] == "Bearer hf_secret"
     assert {kind for kind, *_ in hub.requests} == {"api", "resolve", "cdn"}  # no telemetry

@@ -71,7 +71,7 @@ def test_other_kinds_of_models_are_named(folder):
     assert "found StableDiffusionXLPipeline" in message and "Stable Diffusion 1.x and 2.x" in message
     (folder / "model_index.json").unlink()
     (folder / "text_encoder_2").mkdir()
-    assert "two text encoders (SDXL)" in fault(folder)
+    assert "several text encoders (SDXL)" in fault(folder)
 
 
 def test_other_classes_of_networks_are_named(folder):

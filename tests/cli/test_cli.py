@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from sd_numba import kernels
 from sd_numba.checkpoints.opening import embedded_model_path
 from sd_numba.cli import main
+from sd_numba.cli.common import Command
 from sd_numba.cli.plan import output_paths
 from sd_numba.files.safetensors import read_header
 from sd_numba.pipeline import Pipeline
@@ -202,6 +203,11 @@ def test_wrong_options_are_one_line_and_leave_nothing(run, tmp_path, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_command_names_the_flags_that_were_typed(run):
+    assert all(isinstance(command, Command) for command in main.commands.values())
+    assert one_line(run("diffusion-test", "-W", "65"), "-W: found 65")
+
+
 def test_no_prompt_shows_how(run):
     result = run("generate")
     assert result.exit_code == 2 and "no prompt; say what to draw" in result.stderr
@@ -348,7 +354,7 @@ def test_loras_that_cannot_be(run, additions, tmp_path):
         (["a fox", "--embedding-dir", "none"], "no such folder"),
         (["a fox", "--taesd", str(UNET)], "found UNet, expected a tiny autoencoder (TAESD)"),
         (["a fox", "--vae", str(UNET)], "found UNet, expected a VAE"),
-        (["a fox", "--vae", str(additions / "style.safetensors")], "found LoRA, expected a VAE; use --lora"),
+        (["a fox", "--vae", str(additions / "style.safetensors")], "found LoRA, expected a VAE; load it with --lora"),
         (["a fox", "--lora", f"{additions / 'style.safetensors'}:1e40"], "expected -1000 to 1000"),
         (["a fox <lora:style"], "expected <lora:NAME:WEIGHT>"),
         (["a fox", "-m", ""], "found an empty name"),

@@ -140,6 +140,7 @@ def test_schedulers_of_another_library_are_refused(pipe):
 
 
 def test_diffusers_has_all_of_the_settings():
+    pytest.importorskip("scipy")  # without it diffusers has an empty class for LMS
     diffusers = pytest.importorskip("diffusers")
     for name, kind in SCHEDULERS.items():
         theirs = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}

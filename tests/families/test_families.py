@@ -58,7 +58,7 @@ TOY = Family(
             infer=partial(infer_vae, scaling_factor=SCALING),
         ),
     },
-    padding="!",
+    padding={"text_encoder": "!"},
     text_width=64,
     scheduler=sd1.FAMILY.scheduler | {"_class_name": "EulerDiscreteScheduler"},
     preview_factors=((0, 0, 0),) * 4 + ((1, 0, 0),),  # all is red

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from bench.make_random_model import write_model
 from sd_numba import StableDiffusionPipeline
-from sd_numba.checkpoints.opening import Model, embedded_model_path, expected_shapes, open_model
+from sd_numba.checkpoints.opening import Checkpoint, embedded_model_path, expected_shapes, open_model
 from sd_numba.checkpoints.weights import ShapeRecorder
 from sd_numba.errors import ModelError
 from sd_numba.families import sd1, sd2
@@ -66,10 +66,10 @@ def single_shapes(kind):
     """Names and shapes in a single file of a published model of this kind."""
     configs, family = {**SINGLE_FILES[kind]}, KINDS[kind]
     scheduler = configs.pop("scheduler")
-    model = Model(
+    model = Checkpoint(
         Path("model"), "model", family, configs, scheduler, defaults={},
         openers=dict.fromkeys(family.networks, Nothing),
-        open_tokenizer=lambda size: Tokenizer.clip("!", size),
+        tokenizers={"text_encoder": lambda size: Tokenizer.clip("!", size)},
     )  # fmt: skip
     return {name: entry.shape for name, entry in single_tensors(model).items()}
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_without_vae_needs_another(model, tmp_path):
 
     path = edited(model[1], tmp_path / "half.safetensors", drop)
     message = fault(path)
-    assert "without tensors first_stage_model.*; expected a whole" in message and message.endswith("with --vae")
+    assert "without tensors first_stage_model.*; expected a whole" in message and message.endswith("with vae")
     assert StableDiffusionPipeline.from_pretrained(path, vae=model[0]).vae.factor == 2
 
 
