@@ -61,7 +61,7 @@ def _gelu(x):
 
 @inline_fast
 def copy_row(x, out, count):
-    """Copy `count` floats unless they are there already.
+    """Copy `count` floats, unless source and target are the same.
 
     A loop that then works on `out` alone vectorises; one that reads x and writes `out` does so only if they differ.
     """

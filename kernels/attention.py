@@ -346,8 +346,9 @@ def attention(
     out : ndarray, optional
         Float32 ``(n, tq, c)`` to write to.
     precision : {"f32", "bf16", "int8"}
-        Of the products, one of `precisions`; the softmax is always float32. ``bf16`` needs heads of an even number of
-        channels, others take float32; ``int8`` is the same as ``bf16``, if the CPU has that, else as ``f32``.
+        Precision of the products, one of `precisions`; the softmax is always float32. ``bf16`` needs heads of an
+        even number of channels, others take float32; ``int8`` is the same as ``bf16`` if the CPU has it, else as
+        ``f32``.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Convolution of images, channels last, in the sense of neural networks (correlation).
 
-The direct algorithm of `kernels.gemm` makes, for each tap of the filter, a product of the moved input and that tap's
-weights; for 3x3 filters at stride 1 those of `kernels.winograd` are faster. None copies the input to pad it.
+The direct algorithm of `kernels.gemm` multiplies, for each tap of the filter, the shifted input by that tap's weights.
+For 3x3 filters at stride 1 the algorithms of `kernels.winograd` are faster. None copies the input to pad it.
 """
 
 from __future__ import annotations
@@ -88,14 +88,16 @@ def conv2d(
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
     activation : {"relu"}, optional
-        Applied to what is written: after the bias and, unlike that of `linear`, after what `out` held has been added.
+        Applied after the bias and, unlike the activation of `linear`, after what `out` held has been added.
     algorithm : {"auto", "direct", "winograd", "winograd2", "winograd4", "winograd_up"}
-        Winograd's need 3x3 filters and stride 1: tiles of 2x2 or 4x4 outputs; 8x8 by way of 2x2 filters, for
-        `upsample` only; or the best of these. ``auto`` takes the fastest of all. Largest errors relative to the largest
-        value: direct 5e-7, winograd2 1e-6, winograd_up 1e-6, winograd4 2e-6. A packed weight serves the direct one.
+        Winograd's algorithms need 3x3 filters and stride 1. They compute tiles of 2x2 or 4x4 outputs (2, 4), or of 8x8
+        by way of 2x2 filters (up, for `upsample` only); ``winograd`` is the fastest of these, ``auto`` of all.
+        Largest errors relative to the largest value: direct 5e-7, winograd2 1e-6, winograd_up 1e-6, winograd4 2e-6. A
+        packed weight is for the direct algorithm only.
     precision : {"f32", "bf16", "int8"}
-        Of the products, one of `precisions`. Only those of winograd2 are less precise, the others would gain less or
-        lose too much; ``auto`` knows. ``int8`` needs a weight of `quantize`.
+        Precision of the products, one of `precisions`. Only winograd2 multiplies in less than float32, because the
+        others would gain less or lose too many digits; ``auto`` takes that into account. ``int8`` needs a weight
+        of `quantize`.
 
     Returns
     -------

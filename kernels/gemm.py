@@ -38,7 +38,7 @@ def pack_linear(w: StoredWeight, *, gated: bool = False, precision: str = "f32")
     gated : bool
         For ``activation="geglu"``, which needs its weight packed so, and for nothing else; n must be even.
     precision : {"f32", "bf16", "int8"}
-        Of the products of `linear`.
+        Precision of the products of `linear`.
 
     Returns
     -------
@@ -111,9 +111,9 @@ def linear(
     accumulate : bool
         Add to what `out` holds (a residual) instead of overwriting it.
     precision : {"f32", "bf16", "int8"}
-        Of the products, one of `precisions`. ``bf16`` rounds x and w to bfloat16, subnormals to zero, and adds up in
-        float32; ``int8`` needs a weight of `quantize`, and rounds each row of x, of several x each by itself, to 255
-        levels.
+        Precision of the products, one of `precisions`. ``bf16`` rounds x and w to bfloat16, subnormals to zero, and
+        adds up in float32; ``int8`` needs a weight of `quantize`, and rounds each row of x to 255 levels (of several x,
+        each by itself).
 
     Returns
     -------

@@ -24,8 +24,8 @@ from .products.driver import Geometry
 from .products.packing import AdaptedWeight, StoredWeight, array_of, check_stored, pack
 from .quantize import QuantizedWeight
 
-# Cost of a multiplication of an update that is kept apart, in those of one that is merged: 1.7, as measured, for each
-# of the two images that guidance makes.
+# Cost of multiplying by an update that is kept apart, relative to merging it: 1.7, as measured, for each of the two
+# images of a guided step.
 _APART = 3.4
 
 

@@ -56,4 +56,4 @@ __all__ = [
     "__version__",
 ]
 
-globals().update(SCHEDULERS)  # also those of samplers that are not named above
+globals().update(SCHEDULERS)  # also schedulers that are not named above

@@ -93,7 +93,7 @@ class Pipeline(Model):
             ``int8`` quantises the weights in memory unless the file holds int8 weights.
         weights : {"auto", "mmap", "packed"}
             Whether networks keep packed float32 copies of their weights (faster) or pack them from the mapped file
-            whenever they are used (no memory of its own). ``auto`` packs networks below 256 MB.
+            whenever they are used (which takes no memory). ``auto`` packs networks below 256 MB.
         vae : path, optional
             File or folder of another autoencoder, instead of the model's own.
         taesd : path, optional
@@ -153,7 +153,7 @@ class Pipeline(Model):
             PIL images; float32 ``(b, h, w, 3)`` in [0, 1]; or the sampler's last latents, float32
             ``(b, 4, h/8, w/8)``, still scaled.
         paste_back : bool
-            Whether pixels outside `mask_image` are exactly those of `image`.
+            Whether pixels outside `mask_image` are copied from `image`.
         **options
             Those of `generate`.
 
@@ -236,8 +236,8 @@ class Pipeline(Model):
         negative_prompt : str or list of str, optional
             What to steer away from.
         width, height : int, optional
-            Pixels; multiples of the VAE factor (8 for SD 1.5). By default those of `latents` or `image`, or what the
-            model was made for.
+            Pixels; multiples of the VAE factor (8 for SD 1.5). By default the size of `latents` or `image`, or the
+            model's own.
         num_inference_steps : int, optional
             Sampling steps. By default the model's own, in `defaults`, as for `guidance_scale` and `scheduler`.
         guidance_scale : float, optional
@@ -248,8 +248,8 @@ class Pipeline(Model):
             of a prompt share its seed.
         generator : Generator or torch.Generator, or list of these, optional
             Source of the noise instead of a seed, as in diffusers: one for each picture, or one for all. The next run
-            continues where this one ends, so the output's seeds, those that the generators started with, do not tell
-            two such runs apart.
+            continues where this one ends. The output's seeds are the generators' initial seeds, so they are the same
+            for two such runs.
         scheduler : str, optional
             One of `scheduler_names`.
         eta : float
@@ -289,7 +289,7 @@ class Pipeline(Model):
         tome : float
             Share of tokens, up to 0.75, that self-attention merges (Bolya and Hoffman, arXiv:2303.17604).
         state : mapping, optional
-            That of a `Step`, to continue after it; the other arguments must be as they were, with the seeds that were
+            The state of a `Step`, to continue after it; the other arguments must be the same, with the seeds that were
             drawn.
 
         Returns
@@ -344,7 +344,7 @@ class Pipeline(Model):
     ) -> Generation:
         """Do what `generate` does, for prompts without variants and tags.
 
-        `loras` are those of the run, by default those that `load_lora_weights` added.
+        `loras` are the run's; by default the ones that `load_lora_weights` added.
         """
         request = check_request(self, settings, generator=generator, latents=latents)
         return Generation(self, request, state, self.loras if loras is None else loras)

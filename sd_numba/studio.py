@@ -131,11 +131,11 @@ class Studio:
         task : Task
             With the recipe.
         spacing : str, optional
-            Of the noise levels: see `sd_numba.recipes.recipe.with_spacing`.
+            Spacing of the noise levels: see `sd_numba.recipes.recipe.with_spacing`.
         loras : sequence of str
             LoRAs to add, as ``FILE:WEIGHT``; they are added to the prompt as tags.
         hashed : bool
-            Whether the hashes of the model, the LoRAs and the embeddings are found out.
+            Whether to compute the hashes of the model, the LoRAs and the embeddings.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class Studio:
         tasks : sequence of Task
             Completed, and `alike`.
         state : mapping, optional
-            That of a `Step` of the same pictures, to continue after it.
+            The state of a `Step` of the same pictures, to continue after it.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""LLVM IR for the intrinsics of `machine.simd` and `machine.tiles`: what a builder is told.
+"""LLVM IR for the intrinsics of `machine.simd` and `machine.tiles`: a function for each instruction or short sequence.
 
 Values are vectors of ``LANES`` float32, or of as many int32 that pass as such, and words: two bfloat16 or four bytes.
 Only these three modules write LLVM IR.

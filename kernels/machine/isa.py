@@ -100,7 +100,7 @@ class Tile:
 
     @property
     def native_scale(self) -> bool:
-        """Whether the CPU multiplies by any power of two by itself: what is too large or too small ends well."""
+        """Whether one instruction scales by a power of two, handling overflow and underflow."""
         return self.name == "avx512"
 
     @property

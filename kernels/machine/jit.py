@@ -277,7 +277,7 @@ def warmup(*precisions: str) -> Iterator[tuple[int, int, str]]:
 
 @contextmanager
 def _compiling_elsewhere(names: list[str]) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Compile kernels in a process of its own, which ends with the block; what it fails to do is left undone."""
+    """Compile kernels in another process, which ends with the block; failures are ignored."""
     if not names:
         yield None
         return

@@ -95,10 +95,10 @@ _active = _Active()
 
 @contextmanager
 def reuse() -> Iterator[None]:
-    """Let arrays that kernels return in this ``with`` block, and thread, take the memory of those that are gone.
+    """Reuse the memory of freed arrays for the arrays that kernels return in this ``with`` block and thread.
 
-    Arrays that outlive the block stay valid; what is free at its end goes back to the system. In a block within a
-    block, the outer one goes on.
+    Arrays that outlive the block stay valid. At its end, free memory goes back to the system. A block inside another
+    one has no effect.
     """
     if _active.pool is not None:
         yield

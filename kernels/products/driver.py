@@ -373,10 +373,10 @@ def multiply(
     first : int
         Which of w's input channels is the first of x; x may have fewer than w if there is one tap.
     relu : bool
-        Whether what ends up in out, with what has been added, is raised to 0.
+        Whether ReLU is applied to the result, after what is added to it.
     precision : str
-        Of the products; not ``f32`` for a linear layer only. ``int8`` needs a QuantizedWeight, neither likes an update,
-        and `first` must be at the start of a word.
+        Precision of the products; ``bf16`` and ``int8`` are for linear layers only. ``int8`` needs a QuantizedWeight,
+        neither supports an update, and `first` must be at the start of a word.
     """
     g, channels, c_out, gated = geometry, words_of(x.shape[-1], precision), w.shape[0], activation == "geglu"
     taps, workers, panels, chunk = g.kh * g.kw, threads(), panel_count(c_out, gated), chunk_size(channels, g.kh * g.kw)

@@ -114,7 +114,7 @@ def _to_bytes(x, rows, columns, words, out, scales):
 
 
 def as_words(x: np.ndarray, precision: str) -> tuple[int, int]:
-    """Write x (..., k) as words to memory that the next call uses again; return its address and that of the scales."""
+    """Write x (..., k) as words to memory that the next call reuses; return the addresses of words and scales."""
     columns = x.shape[-1]
     rows, words = x.size // columns, words_of(columns, precision)
     if precision == "bf16":

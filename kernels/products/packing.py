@@ -361,7 +361,7 @@ def array_of(w: Weight) -> np.ndarray:
 def stored_address(w: Weight, first: int = 0) -> tuple[int, int, int]:
     """Return the address of a weight's values from element `first` on, their kind, and the address of the scales.
 
-    Of a packed weight only the scales, with which its products are multiplied.
+    For a packed weight, only the address of the scales; they multiply its products.
     """
     if isinstance(w, PackedWeight):
         if isinstance(w.stored, QuantizedWeight) and w.precision != "f32":

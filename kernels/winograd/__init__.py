@@ -47,7 +47,7 @@ _FEW = 36  # tiles of an image up to which that is so
 _BATCH = min(28 << 20, isa.shared_cache() * 7 // 8)  # bytes of transformed inputs at a time
 # Algorithm -> outputs of a tile a side, taps a side, and the cost of transforming a vector of filters.
 FORMS = {"winograd2": (2, 3, 90), "winograd4": (4, 3, 170), "winograd_up": (4, 2, 140)}
-COARSE = {"winograd2"}  # those that less precise products serve; the others would lose too many digits
+COARSE = {"winograd2"}  # algorithms for less precise products; the others would lose too many digits
 
 
 def costs(channels: int, c_out: int, geometry: Geometry, precision: str = "f32") -> dict[str, float]:
@@ -82,7 +82,7 @@ def winograd(
     x: np.ndarray, w: StoredWeight, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry,
     accumulate: bool, relu: bool, algorithm: str, precision: str,
 ) -> None:  # fmt: skip
-    """Convolve x with 3x3 filters w as stored; arguments as those of `kernels.gemm.multiply`, all checked.
+    """Convolve x with 3x3 filters w as stored; the arguments are those of `kernels.gemm.multiply`, already checked.
 
     `algorithm` is a key of `FORMS` that can do it, and one of `COARSE` unless the precision is ``f32``.
     """

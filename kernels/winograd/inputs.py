@@ -66,7 +66,7 @@ def copy_channels(table, offset, channels, copies, count):
 def _make_transform_tile(pairs: bool):
     """Make the function that transforms the channels first .. last of the tile whose pixels are in the table.
 
-    The next tile is so many bytes on. The result is float32, or bfloat16 with `pairs`.
+    The next tile starts `next_tile` bytes further on. The result is float32, or bfloat16 with `pairs`.
     """
 
     @inline

@@ -1,7 +1,7 @@
 """Winograd's second step, see `kernels.winograd`: transformed filters, products, outputs.
 
-Filters of less precise products are words of two bfloat16, or of four bytes; those of bytes have a scale for each part
-and output channel.
+Filters of bf16 products are words of two bfloat16. Filters of int8 products are words of four bytes, with a scale for
+each part and output channel.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def measure_filters(w, scales, c_out, channels, offsets, stride, out):
 def _make_transform_filters(group: int):
     """Make the function that transforms the filters of a panel and the channels first .. first + depth.
 
-    They become ``[part][depth][WIDTH]``; with a `group` of 2 or 4, words of so many channels, by which the depth
-    shrinks. Those of bytes are multiplied by `factors` before, those of a part `factor_stride` bytes from the next
-    one's; what the zero point of the inputs makes of them is added to `zeros`, [part][WIDTH]. `packed` has room for
-    three channels more than it gets.
+    They become ``[part][depth][WIDTH]``. With a `group` of 2 or 4, they become words of that many channels, and the
+    depth shrinks as much. Bytes are multiplied by `factors` first; the factors of a part are `factor_stride` bytes from
+    those of the next. The filters' share of the inputs' zero point is added to `zeros`, [part][WIDTH]. `packed` has
+    room for three channels more than it gets.
     """
 
     @inline
@@ -277,7 +277,7 @@ def convolve_tiles(
     out, out_h, out_w, c_out, bias, bias_stride, how, spread, phase_y, phase_x,
     panels, spill, filters_bytes, inputs_bytes, sums_bytes, buffers, buffer_bytes, workers,
 ):  # fmt: skip
-    """Do all the steps for a block of tiles at a time; arguments as those of the two kernels above."""
+    """Do all the steps for a block of tiles at a time; the arguments are those of the two kernels above."""
     parts = (step + taps - 1) * (step + taps - 1)
     block_rows = (NARROW_TILES + SIX - 1) // SIX * SIX + 1
     depth = whole(channels)

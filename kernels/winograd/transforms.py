@@ -2,8 +2,8 @@
 
 A *form* is F(step x step, taps x taps): tiles of ``step + taps - 1`` inputs a side make ``step`` outputs a side.
 
-- F(4, 3) has the points 0, 3/4, -3/4, 3/2, -3/2 and infinity: the error is a quarter of that of the usual 0, 1, -1, 2,
-  -2 and infinity (compare Barabasz et al., arXiv:1803.10986, who search for such points).
+- F(4, 3) has the points 0, 3/4, -3/4, 3/2, -3/2 and infinity: a quarter of the error of the usual 0, 1, -1, 2, -2 and
+  infinity (compare Barabasz et al., arXiv:1803.10986, who search for such points).
 - F(2, 3) has 0, 1, -1 and infinity.
 - F(4, 2) has 3/5, -3/5, 6/5, -6/5 and infinity, and serves images enlarged by nearest neighbour: outputs in rows of one
   parity see only two different rows of inputs, and so two of their taps have become one, the sum. The parity of rows

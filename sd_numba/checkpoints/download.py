@@ -54,7 +54,7 @@ def select_files(names: Iterable[str], variant: str = "fp16") -> list[str]:
         raise ModelError(f"not a whole Stable Diffusion model: found no files of {', '.join(missing)}")
     others = []
     for component in family.networks:
-        for tried in sorted(VARIANTS, key=variant.__ne__):  # the one that is wanted first
+        for tried in sorted(VARIANTS, key=variant.__ne__):  # the requested one first
             stems = (f"{component}/diffusion_pytorch_model", f"{component}/model")
             found = [stem + end for stem in stems for end in VARIANTS[tried] if stem + end in names]
             if found:
@@ -159,7 +159,7 @@ def download_model(
     Raises
     ------
     DownloadError
-        It cannot be fetched. What has arrived is kept, and the next call goes on from there.
+        It cannot be fetched. What has arrived is kept, and the next call continues from there.
     ModelError, InputError
         The repository holds no model that can be used, or an argument cannot be used.
     """

@@ -43,7 +43,7 @@ def _one_line(name: str) -> str:
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of 1x1 filters as that of the matrix that they are; another one as it is."""
+    """Return the shape of 1x1 filters as the shape of a matrix; other shapes unchanged."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
@@ -63,7 +63,7 @@ class Weights:
     packed : bool
         Whether the layers should keep packed copies of these weights.
     precision : str
-        Of the layers' products, one of ``layers.PRECISIONS``.
+        Precision of the layers' products, one of ``layers.PRECISIONS``.
     unused : list of str
         Stored tensors that no network needs, such as ``position_ids``.
     """
@@ -257,11 +257,11 @@ class Weights:
         self._updates.setdefault(prefix, []).append((up, down, scale))
 
     def clear_updates(self) -> None:
-        """Take away all updates, for networks that are built afterwards."""
+        """Remove all updates, for networks that are built afterwards."""
         self._updates.clear()
 
     def updates(self, prefix: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        """Updates of a layer's weight; none of a weight that `take` found a fault with, which `finish` will tell."""
+        """Return the updates of a layer's weight; none if `take` found a fault with it, which `finish` will report."""
         self._updated.add(prefix)
         return [] if f"{prefix}.weight" in self._faulty else self._updates.get(prefix, [])
 
@@ -327,7 +327,7 @@ class ShapeRecorder:
 
 
 def take_all(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Make sure that weights are those of these names and shapes, and no others.
+    """Check that weights have exactly these names and shapes.
 
     Raises
     ------

@@ -30,7 +30,7 @@ OPTIONS = {"lora": "--lora", "taesd": "--taesd", "vae": "--vae", "embedding": "-
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--variant", type=click.Choice([*VARIANTS, *SYNONYMS]), default="fp16", show_default=True,
-    help="Of the weights; fp16 is half the download, for pictures that hardly differ.",
+    help="Precision of the weights; fp16 halves the download, and the pictures hardly differ.",
 )  # fmt: skip
 @click.option("--file", metavar="NAME", help="One safetensors file at the repository's root, instead of the folders.")
 @click.option(
@@ -38,7 +38,7 @@ OPTIONS = {"lora": "--lora", "taesd": "--taesd", "vae": "--vae", "embedding": "-
 )
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit.  [default: main]")
 def download(model: str, to: str | None, **options: Any) -> None:
-    """Fetch MODEL, an id on the Hugging Face hub, by default Stable Diffusion 1.5.
+    """Download MODEL, an id on the Hugging Face hub; by default Stable Diffusion 1.5.
 
     Fetches only the files that are needed and verifies their checksums. Run it again to continue a download that
     stopped. HF_TOKEN, HF_ENDPOINT and HF_HOME mean what they mean elsewhere. No other command uses the network.
@@ -62,16 +62,16 @@ def download(model: str, to: str | None, **options: Any) -> None:
 @click.command("convert", cls=Command)
 @click.argument("source", type=ANY_PATH)
 @click.argument("target", type=ANY_PATH)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all weights.  [default: as they are stored]")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Dtype of all weights.  [default: as stored]")
 def convert(source: str, target: str, dtype: str | None) -> None:
     """Write the model SOURCE as TARGET, in another dtype or layout.
 
     TARGET is a single file if its name ends in .safetensors, else a folder in diffusers layout. Other safetensors files
     (a VAE, a LoRA) keep their tensors' names.
 
-    int8, for whole models, is hardly more than a quarter of f32: a byte a weight and a scale for each output channel in
-    the linear layers and convolutions of the UNet and the text encoder, as compressed-tensors and vLLM store them, and
-    f16 in all others.
+    int8, for whole models, takes little more than a quarter of the space of f32: the linear layers and convolutions of
+    the UNet and the text encoder have a byte a weight and a scale for each output channel, as compressed-tensors and
+    vLLM store them, and everything else is f16.
 
     Example: sd-numba convert stable-diffusion-v1-5 sd15-f16.safetensors --dtype f16
     """
@@ -93,7 +93,8 @@ def _gigabytes(bytes_of: tuple[int, int] | None) -> str | None:
 def test(model: str | None) -> None:
     """Check the files of MODEL (by default the embedded model), or of a LoRA, a VAE, an embedding.
 
-    Names, shapes, dtypes and counts of its tensors, and every value for NaN; the exit status says whether it is sound.
+    Checks the names, shapes, dtypes and number of its tensors, and every value for NaN. The exit status is 0 if all is
+    well.
     """
     sound = True
     for report in check_model(model):

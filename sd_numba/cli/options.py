@@ -1,7 +1,7 @@
 """The options of ``sd-numba generate``.
 
-Those that determine a picture follow from the fields of `sd_numba.generation.settings.Settings`. They have no defaults
-here: the recipe and the model fill in what is not given.
+Options that determine a picture follow from the fields of `sd_numba.generation.settings.Settings`. They have no
+defaults here: the recipe and the model fill in what is not given.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ OPTIONS: list[Callable[[Any], Any]] = [
     ),
     option(
         "Sampling", "--scheduler", "spacing", type=click.Choice(SPACINGS),
-        help="Spacing of the noise levels; normal is that of the sampler's name or the model.  [default: normal]",
+        help="Spacing of the noise levels; normal follows the sampler's name or the model.  [default: normal]",
     ),
     option(
         "Output", "-o", "--output", default="output.png", show_default=True,

@@ -37,7 +37,7 @@ def check_opening(options: Mapping[str, Any]) -> None:
 
 
 def without_idle(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call without those that change nothing.
+    """Return the arguments of a call that have an effect.
 
     Raises
     ------

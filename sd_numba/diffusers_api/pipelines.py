@@ -42,7 +42,7 @@ class StableDiffusionPipeline(Pipeline):
     positional: ClassVar[tuple[str, ...]] = ("height", "width", "num_inference_steps")
     """Arguments of a call that may follow the prompt without their names."""
     paste_back: ClassVar[bool] = True
-    """Whether pixels outside a mask are those of the picture, unless a call says otherwise."""
+    """Whether pixels outside a mask are copied from the picture, unless a call says otherwise."""
     _interrupt = False  # set by callbacks to end the run with the latents there are, as in diffusers
 
     device = "cpu"
@@ -124,14 +124,14 @@ class StableDiffusionPipeline(Pipeline):
         ----------
         prompt : str or list of str
         *more
-            Those that `positional` names.
+            The arguments that `positional` names.
         num_images_per_prompt : int
             Pictures of each prompt.
         output_type : {"pil", "np", "latent"}
             PIL images; float32 ``(b, h, w, 3)`` in [0, 1]; or the sampler's last latents, float32
             ``(b, 4, h/8, w/8)``, still scaled.
         paste_back : bool, optional
-            Whether pixels outside `mask_image` are exactly those of `image`: yes, except in the pipeline for
+            Whether to copy pixels outside `mask_image` from `image`. By default yes, except in the pipeline for
             inpainting, which does as diffusers.
         return_dict : bool
             False returns ``(images, None)``.
@@ -139,8 +139,8 @@ class StableDiffusionPipeline(Pipeline):
             Called after each call of the network as ``callback(pipe, index, timestep, {"latents": latents})``. If it
             returns a mapping, the run continues with its ``latents``. If it sets ``pipe._interrupt``, the run ends.
         **options
-            Those of `generate`; those of diffusers in `sd_numba.diffusers_api.ignored.IDLE_CALL`, as long as they
-            change nothing.
+            Arguments of `generate`, and arguments of diffusers in `sd_numba.diffusers_api.ignored.IDLE_CALL` as long
+            as they change nothing.
 
         Returns
         -------

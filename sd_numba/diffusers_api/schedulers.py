@@ -26,7 +26,7 @@ _SAMPLERS: dict[str, type[Sampler]] = {kind.diffusers_class: kind for kind in re
 
 
 class SchedulerConfig(Mapping[str, Any]):
-    """The settings of a scheduler, which can be read as attributes as well, and not be changed."""
+    """The settings of a scheduler, read-only; attributes read them too."""
 
     __slots__ = ("_values",)
 
@@ -57,7 +57,7 @@ class Scheduler:
     Parameters
     ----------
     **settings
-        Those of `settings`; what is not given has the same default as in diffusers.
+        Settings, by the names in `settings`; the defaults are diffusers'.
 
     Attributes
     ----------

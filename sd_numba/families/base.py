@@ -56,22 +56,22 @@ class Network:
     parse : callable
         Turns a parsed ``config.json`` into the configuration.
     classes : tuple of str
-        Classes in ``config.json`` that can be run; a converted folder says the first.
+        Classes in ``config.json`` that can be run; a converted folder names the first.
     library : str
         Where that class is, as in ``model_index.json``.
     file : str
         Name of the weights' file in a folder.
     prefix : str
-        Of the tensors' names in a single file.
+        Prefix of the tensors' names in a single file.
     rename : callable
-        Tensors of a single file, without the prefix -> those that the network needs, by diffusers' names.
+        Tensors of a single file, without the prefix -> the tensors that the network needs, by diffusers' names.
     infer : callable
         Shapes by diffusers' names -> the configuration, as in ``config.json``. Raises ModelError.
     unrename : callable
         Entries by diffusers' names, and the parsed configuration -> entries by a single file's names, without the
         prefix. Raises ModelError.
     described : mapping
-        What a converted folder's ``config.json`` says of the class, in place of ``_class_name``.
+        What a converted folder's ``config.json`` says about the class, in place of ``_class_name``.
     """
 
     network: Callable[..., Any]
@@ -149,9 +149,9 @@ class Family:
     preview_factors : tuple
         A row of red, green and blue for each latent channel, and one that is added, as `LatentProjection` takes them.
     recognises_file : callable
-        Whether the names of the tensors in a single file are those of such a model.
+        Whether a single file with these tensors' names holds such a model.
     recognises_folder : callable
-        Whether the configurations of a folder, by component, are those of such a model; asked only of folders that
+        Whether the configurations of a folder, by component, describe such a model; called only for folders that
         name `pipeline` or no pipeline.
     prediction : callable
         Names of tensors and metadata of a single file -> ``prediction_type``, or None if they do not tell.

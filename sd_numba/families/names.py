@@ -100,7 +100,7 @@ OPENCLIP_PARTS = {
 
 
 def unet_names(layers: Sequence[int], crossed: Sequence[bool]) -> Names:
-    """Give the names of a UNet with so many residual blocks a level, and attention in those levels that are crossed."""
+    """Return the names of a UNet with `layers` residual blocks at each level, and attention at the `crossed` levels."""
     modules = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
@@ -139,7 +139,7 @@ def unet_names_of(config: UNetConfig) -> Names:
 
 
 def vae_names(levels: int, layers: int) -> Names:
-    """Give the names of an autoencoder with so many levels, of so many residual blocks in the encoder."""
+    """Return the names of an autoencoder with `levels` levels of `layers` residual blocks each in the encoder."""
     modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half in ("encoder", "decoder"):
         for old, new in (("conv_in", "conv_in"), ("norm_out", "conv_norm_out"), ("conv_out", "conv_out")):
@@ -206,7 +206,7 @@ def vae_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def clip_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Pick the tensors that a text encoder of CLIP's own names needs, under those of transformers."""
+    """Pick the tensors of a text encoder with CLIP's own names, and give them transformers' names."""
     result = {canonical_name(name.removeprefix(CLIP)): info for name, info in tensors.items()}
     return _of_text_model(result)
 

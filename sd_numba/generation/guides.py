@@ -39,7 +39,7 @@ class Start:
     groups : list of slice
         The pictures that go through the network together.
     sources : sequence of Noise
-        Random sources; each draw in `Guide.prepare` comes before those of the first step.
+        Random sources; draws in `Guide.prepare` come before the draws of the first step.
     noise : float32 array ``(b, channels, h, w)``
         The first noise.
     clean : float32 array ``(b, channels, h, w)``, optional
@@ -110,7 +110,7 @@ class Guide:
     Attributes
     ----------
     key : str
-        Where a run's state keeps that of the guide; empty if the guide has none. No two guides may share one.
+        Key of the guide's state in a run's state; empty if the guide has none. Each guide needs its own.
     """
 
     key = ""
@@ -173,7 +173,7 @@ class ClassifierFreeGuidance(Guide):
             call.texts = [*negatives, *call.texts]
 
     def after_unet(self, call: Call, output: np.ndarray) -> np.ndarray:
-        """Move the answers to the prompts further away from those to the negative prompts."""
+        """Move the answers to the prompts further away from the answers to the negative prompts."""
         if len(output) == len(call.sample):
             return output
         negative, positive = np.split(output, 2)
@@ -189,7 +189,7 @@ class DeepCache(Guide):
     Parameters
     ----------
     interval : int
-        Every so many calls compute the whole network.
+        Calls from one computation of the whole network to the next.
     """
 
     key = "caches"
@@ -272,7 +272,7 @@ class MaskBlend(Guide):
             draw(start.sources, max(len(start.clean), len(start.masks)), start.shape)
 
     def after_step(self, x: np.ndarray, done: int) -> np.ndarray:
-        """Blend the painted latents with those of the picture."""
+        """Blend the painted latents with the picture's."""
         start, masks = self.start, self.start.masks
         if start.clean is None or masks is None:
             return x

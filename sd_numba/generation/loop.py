@@ -124,7 +124,7 @@ class Run:
         The sampler's calls.
     prompts : Prompts
     latents : ndarray, optional
-        Those of the previous pass, to be refined at this pass's size.
+        Latents of the previous pass, to refine at this pass's size.
     guides : sequence of Guide
         Guides that follow those of the request.
     """

@@ -1,6 +1,6 @@
 """A model, opened and made ready: networks over their weights, precision, LoRAs, embeddings, coding of pictures.
 
-What it is run for is in :mod:`sd_numba.pipeline`.
+`sd_numba.pipeline` runs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 PRECISIONS = (*layers.PRECISIONS, "auto")
 # The coarsest products of a network; float32 in text encoders, which take little of the time.
 COARSEST = {"unet": "int8", "vae": "bf16"}
-PRODUCTS = {"f32": (), "bf16": ("bf16",), "int8": ("bf16", "int8")}  # precision -> those of products, beside float32
+PRODUCTS = {"f32": (), "bf16": ("bf16",), "int8": ("bf16", "int8")}  # precision -> products besides float32
 WEIGHT_POLICIES = ("auto", "mmap", "packed")
 TILINGS = ("auto", "on", "off")
 PACK_BELOW = 256 << 20  # bytes of float32 weights that a network may have to be kept packed by `auto`
@@ -63,14 +63,14 @@ class Model:
     name : str
         Name of the model, for metadata.
     precision : {"f32", "bf16", "int8"}
-        Of the products, as this CPU does them.
+        Precision of the matrix products on this CPU.
     vae_tiling : {"auto", "on", "off"}
         Whether large pictures are decoded in strips, as `Vae.decode` does; ``auto``: if memory would be short.
     defaults : dict
         Settings of a run that are not given: what the model advises, or else 20 steps, guidance 7.5 and the
         sampler of its ``scheduler_config.json`` (None: one that is not supported).
     loras : tuple of (str, float, float)
-        Those that `load_lora_weights` added: file, weight in the UNet, weight in the text encoder.
+        LoRAs that `load_lora_weights` added: file, weight in the UNet, weight in the text encoder.
     """
 
     tokenizer: Tokenizer
@@ -114,9 +114,9 @@ class Model:
         return 4 * sum(math.prod(source.info(name).shape) for name in source.names()) < PACK_BELOW
 
     def _able(self, precision: str) -> str:
-        """Return the precision that this model and CPU compute in if this one is wanted."""
+        """Return the precision that this model and CPU use if this one is requested."""
         able = kernels.precisions()
-        if precision == "auto":  # what a small one saves in its steps, loading takes
+        if precision == "auto":  # a small model takes longer to prepare than its steps save
             return "f32" if self._is_small("unet") else able[-1]
         if precision in able:
             return precision
@@ -151,7 +151,7 @@ class Model:
         Raises
         ------
         InputError
-            If weights is none of those that `from_pretrained` takes.
+            If `from_pretrained` does not take this value of weights.
         """
         check_choice("weights", weights, WEIGHT_POLICIES)
         for part, source in self._weights.items():
@@ -160,7 +160,7 @@ class Model:
             if (packed, precision) != (source.packed, source.precision):
                 source.packed, source.precision = packed, precision
                 self._build(part)
-                source.release()  # what was packed or made bytes of
+                source.release()  # the pages that were packed or quantised
         if self.scheduler_config.get("prediction_type", "") is None and self.family.probe is not None:
             prediction = self.family.probe(self.unet)
             self.scheduler_config = {**self.scheduler_config, "prediction_type": prediction}
@@ -178,7 +178,7 @@ class Model:
     ) -> None:
         """Add a LoRA or LoCon to the UNet and the text encoder; several add up.
 
-        The mapped weights stay as they are. It costs a few hundredths of the time of a step, or nothing in layers whose
+        The mapped weights do not change. A LoRA adds a few percent to the time of a step, and nothing in layers whose
         weights are packed.
 
         Parameters
@@ -190,30 +190,30 @@ class Model:
         text_encoder_weight : float, optional
             Another strength in the text encoder.
         weight_name : str, optional
-            Name of the file, if the path is that of its folder.
+            Name of the file, if the path is its folder.
 
         Raises
         ------
         ModelError
             The file is damaged, holds something else, or is for another model.
         InputError
-            A weight is no such number.
+            A weight is out of range.
         """
         file = os.fspath(path if weight_name is None else Path(path, weight_name))
         text_encoder_weight = weight if text_encoder_weight is None else text_encoder_weight
         self.set_loras((*self.loras, (file, weight, text_encoder_weight)))
 
     def unload_lora_weights(self) -> None:
-        """Take away every LoRA."""
+        """Remove every LoRA."""
         self.set_loras(())
 
     def set_loras(self, loras: tuple[Lora, ...]) -> None:
-        """Load these LoRAs in place of those that are loaded."""
+        """Replace the loaded LoRAs with these."""
         self.apply_loras(loras)
         self.loras = loras
 
     def apply_loras(self, wanted: tuple[Lora, ...]) -> None:
-        """Compute with these LoRAs and no others until the next call; `loras` are those of runs without tags.
+        """Compute with exactly these LoRAs until the next call; runs without tags use `loras`.
 
         Raises
         ------
@@ -277,7 +277,7 @@ class Model:
         return SAMPLER_NAMES
 
     def scheduler_name(self, name: str | None = None) -> str:
-        """Return our spelling of a sampler's name; without a name, that of the sampler that runs by default.
+        """Return our spelling of a sampler's name; without a name, the default sampler's.
 
         Raises
         ------
@@ -305,7 +305,7 @@ class Model:
         return self.family.encode_context(self.unet, conditionings)
 
     def release(self, *parts: str) -> None:
-        """Let go of the mapped pages of networks' files until they are used again."""
+        """Release the mapped pages of networks' files; the next use reads them again."""
         for part in parts:
             self._weights[part].release()
 
@@ -318,12 +318,12 @@ class Model:
 
     @property
     def paints_in(self) -> bool:
-        """Whether the UNet was made for inpainting: beside latents it takes a mask and the latents of the rest."""
+        """Whether the UNet was made for inpainting: it also takes a mask, and latents of what is around it."""
         config = self.unet.config
         return config.in_channels == 2 * config.out_channels + 1
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return ``(channels, h, w)`` of the latents of a picture of so many pixels."""
+        """Return ``(channels, h, w)`` of the latents of a picture with this size in pixels."""
         return self.unet.config.out_channels, height // self.vae.factor, width // self.vae.factor
 
     def encode(self, pictures: np.ndarray, sources: Sequence[Noise]) -> np.ndarray:
@@ -334,8 +334,7 @@ class Model:
         pictures : float32 array ``(b, h, w, 3)``
             In [-1, 1].
         sources : sequence of Noise
-            One for each picture, or one for all; tiny autoencoders give latents without chance, and leave them as they
-            are.
+            One for each picture, or one for all; tiny autoencoders encode deterministically and do not use them.
 
         Returns
         -------
@@ -345,7 +344,7 @@ class Model:
         Raises
         ------
         ModelError
-            If the encoder makes no numbers (NaN).
+            If the encoder's output has NaN or infinity.
         """
         pictures = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
         h, w = (side // self.vae.factor for side in pictures.shape[2:])
@@ -363,7 +362,7 @@ class Model:
         Raises
         ------
         ModelError
-            If the decoder makes no numbers (NaN).
+            If the decoder's output has NaN or infinity.
         """
         latents = latents / np.float32(self.vae.config.scaling_factor)
         images = self.vae.decode(latents, tiling=self.tiled(*latents.shape[2:]))
@@ -384,7 +383,7 @@ class Model:
         return self.vae_tiling == "on" or (self.vae_tiling == "auto" and needed > ROOMY * available_memory())
 
     def not_finite(self, where: str) -> ModelError:
-        """Find out whose fault it is that a result holds NaN or infinity."""
+        """Find the cause of NaN or infinity in a result, and return the error to raise."""
         for weights in self._weights.values():
             for name, count in find_nonfinite(weights):
                 return ModelError(

@@ -66,8 +66,8 @@ class Generation(Generator[Step, "np.ndarray | None", None]):
         Parameters
         ----------
         paste : bool
-            Whether pixels outside the mask, if there is one, are those of the picture that the run started from. What
-            was painted fades in within a few pixels of the mask's edge.
+            Whether to copy pixels outside the mask, if there is one, from the picture that the run started from. The
+            painted part fades in within a few pixels of the mask's edge.
 
         Returns
         -------

@@ -50,7 +50,7 @@ class Setting:
     aliases : tuple of str
         Other programs' names: options of stable-diffusion.cpp, AUTOMATIC1111's API and text, FastSD CPU.
     key : str, optional
-        Of a picture's text.
+        Key in a picture's text.
     write, parse : callable, optional
         Between the value and its text in a picture, if `kind` does not suffice.
     offset : int
@@ -96,7 +96,7 @@ class _Seed(Whole):
 
 
 class _SecondSteps(Whole):
-    """Steps of the second pass; 0 stands for those of the first."""
+    """Steps of the second pass; 0 means as many as in the first."""
 
     def read(self, value: Any) -> Any:
         found = super().read(value)

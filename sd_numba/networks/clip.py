@@ -89,7 +89,7 @@ class Mlp:
         self.fc2 = Linear(weights, f"{prefix}.fc2", config.intermediate_size, config.hidden_size)
 
     def __call__(self, h: np.ndarray, x: np.ndarray) -> None:
-        """Add the network's answer to ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
+        """Add the network's output for ``h (n, t, c)`` to the residual stream ``x (n, t, c)``."""
         self.fc2(self.fc1(h), out=x, accumulate=True)
 
 

@@ -92,7 +92,7 @@ class Linear:
     as_conv : bool
         The weight is stored as that of a 1x1 convolution, ``(n, k, 1, 1)``.
     activation : str, optional
-        One of those of `kernels.linear`.
+        One that `kernels.linear` takes.
     coarsest : str
         The coarsest precision of products that the layer tolerates.
     """
@@ -138,7 +138,7 @@ class Conv2d:
         By default the padding that keeps the size at stride 1.
     bias : bool
     activation : str, optional
-        One of those of `kernels.conv2d`.
+        One that `kernels.conv2d` takes.
     coarsest : str
         The coarsest precision of products that the layer tolerates.
     """
@@ -182,7 +182,7 @@ class Conv2d:
 
         ``bias (n, c_out)`` replaces the layer's own, one row an image; ``upsample`` reads ``x`` as if enlarged 2x by
         nearest neighbour; ``accumulate`` adds the result to ``out``, before the activation;
-        ``algorithm`` is one of those of `kernels.conv2d`.
+        ``algorithm`` is one that `kernels.conv2d` takes.
         """
         b = self.bias if bias is None else bias
         return kernels.conv2d(
@@ -203,7 +203,7 @@ class GroupNorm:
         self.groups, self.eps, self.silu = groups, eps, silu
 
     def __call__(self, x: Parts, *, statistics: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """Apply the layer, with other `statistics` than those of ``x`` if given; ``out`` may be ``x`` itself."""
+        """Apply the layer, with `statistics` in place of the ones of ``x`` if given; ``out`` may be ``x`` itself."""
         return kernels.group_norm(
             x, self.groups, self.weight, self.bias, self.eps, self.silu, statistics=statistics, out=out
         )

@@ -77,8 +77,8 @@ class TokenMerging:
         Returns
         -------
         int array ``(n, h * w)``
-            The group of each token: first the groups of destinations, then those of tokens that stay alone. Every image
-            has the same number of groups.
+            The group of each token: first the groups of destinations, then the groups of tokens that stay alone. Every
+            image has the same number of groups.
         """
         sources, targets = split_tokens(h, w, self.seed)
         count = min(len(sources), int(self.ratio * h * w)) if len(targets) else 0

@@ -287,4 +287,4 @@ def _check_same_size(picture: Image.Image, **others: Image.Image) -> None:
     for name, other in others.items():
         if other.size != picture.size:
             found, expected = ("{}x{}".format(*image.size) for image in (other, picture))
-            raise InputError(f"{name}: found {found} pixels, expected {expected}, those of the picture")
+            raise InputError(f"{name}: found {found} pixels, expected {expected}, the size of the picture")

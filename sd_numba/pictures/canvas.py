@@ -40,7 +40,8 @@ def lay_out(
     borders : sequence of int, optional
         Pixels to add on the left, the top, the right and the bottom; rounded up to whole latent pixels.
     height, width : int, optional
-        Of the result, borders included. By default the picture keeps its size, or is scaled down to about the model's.
+        Size of the result, borders included. By default the picture keeps its size, or is scaled down to about the
+        model's.
     own_size : tuple of int
         Height and width that the model was made for.
     factor : int

@@ -79,7 +79,7 @@ def projection_of(vae: Autoencoder, factors: Sequence[Sequence[float]] | None = 
     Raises
     ------
     InputError
-        The autoencoder has no projection, and that of the family is missing or for other latents.
+        The autoencoder has no projection, and the family's is missing or for other latents.
     """
     rows = vae.latent_rgb_factors
     if rows is not None:
@@ -101,7 +101,7 @@ class Previewer:
     ----------
     kind : {"none", "proj", "tae"}
     vae : Autoencoder
-        That of the pipeline.
+        The pipeline's.
     taesd : Autoencoder, optional
         The tiny one, for ``tae``, unless `vae` is one.
     factors : rows of numbers, optional

@@ -142,7 +142,7 @@ def encode_prompts(
     Raises
     ------
     InputError
-        There is no such syntax, a text is not valid, or there are not as many layers.
+        The syntax is unknown, a text is not valid, or the encoder has too few layers.
     """
     if syntax not in SYNTAXES:
         raise InputError(f"prompt syntax: found {syntax!r:.40}, expected {' or '.join(SYNTAXES)}")

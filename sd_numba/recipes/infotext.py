@@ -172,7 +172,7 @@ class _Reader:
             return None
 
     def note_rest(self) -> None:
-        """Note the keys that were not taken, in one line for those that begin with the same word (an extension's)."""
+        """Note the keys that were not taken; keys that begin with the same word (an extension's) share a line."""
         groups: dict[str, list[str]] = {}
         for name, (key, value) in self.left.items():
             if name not in IDLE_KEYS and value.strip().lower() not in IDLE_VALUES:
@@ -238,7 +238,7 @@ def _find_sampler(title: str) -> str | None:
 
 def _take_rng(reader: _Reader, version: str) -> str | None:
     word = reader.take("RNG")
-    if word is None:  # the web UI's default, noise of a GPU, is not written; ComfyUI's is that of the CPU
+    if word is None:  # the web UI does not write its default, noise of a GPU; ComfyUI's default is noise of the CPU
         named = reader.any and not version.startswith(PROGRAM) and "comfyui" not in version.lower()
         return "cuda" if named else None
     rng = RNG_WORDS.get(word.strip().lower())

@@ -103,10 +103,10 @@ def read_fields(values: Mapping[str, object], owner: type[Settings] = Recipe) ->
     Parameters
     ----------
     values : mapping of str to object
-        Settings by the names of the fields or those that other programs have for them (`Setting.aliases`), in any case
-        and with blanks or hyphens for underscores; ``size`` is ``512x768``. Numbers may be text; None means not given.
+        Settings by the names of the fields, or by other programs' names for them (`Setting.aliases`), in any case and
+        with blanks or hyphens for underscores; ``size`` is ``512x768``. Numbers may be text; None means not given.
     owner : type
-        The class whose fields they are.
+        The class that has the fields.
 
     Returns
     -------

@@ -2,9 +2,9 @@
 
 A file or folder appears under its name only when it is complete. Values are rounded to the nearest, ties to even.
 
-In int8 are the weights of linear layers and convolutions of the UNet and the text encoder, with a scale for each output
-channel (see `join_scales`). Weights are float16 there that are small or matter for every pixel: those of the first and
-the last convolution, of embeddings and of rows of few values; and so is the whole autoencoder.
+With int8, linear layers and convolutions of the UNet and the text encoder become int8, with a scale for each output
+channel (see `join_scales`). The rest becomes float16: the whole autoencoder, and weights that are small or affect every
+pixel, namely the first and the last convolution, embeddings, and weights with few values a row.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
     target
         Where to write: a file if the name ends in ``.safetensors``, else a folder in diffusers layout. Must not exist.
     dtype : {"f32", "f16", "bf16", "int8"}, optional
-        Of all weights; None keeps what they are. ``int8`` is for whole models: weights of linear layers and
+        Dtype of all weights; None keeps theirs. ``int8`` is for whole models: weights of linear layers and
         convolutions of the UNet and the text encoder, with a scale for each output channel; all others become float16.
 
     Returns
@@ -57,7 +57,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], dtyp
     ModelError
         The source is damaged, has no such layout, or has values that float16 or int8 cannot hold.
     InputError
-        The target exists, or cannot be written; or int8 is wanted of what is no whole model.
+        The target exists, or cannot be written; or the dtype is int8 and the source is not a whole model.
     """
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in DTYPES:

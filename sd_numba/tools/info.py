@@ -112,7 +112,7 @@ def _describe_state(path: Path) -> str:
     if not isinstance(jobs, list) or not isinstance(done, int):
         return "state of a run"
     return (
-        f"state of a run that was stopped: {done} of {len(jobs)} pictures made; go on with: "
+        f"state of a run that was stopped: {done} of {len(jobs)} pictures made; continue it with: "
         f"sd-numba generate --resume {path}"
     )
 
@@ -184,7 +184,7 @@ def _describe_lora(path: Path, header: dict[str, TensorInfo]) -> list[str]:
 
 
 def _family(width: tuple[int, ...]) -> str:
-    """Name the family of models whose text has so many values a token."""
+    """Name the family of models whose text has this many values a token."""
     titles = {**OTHER_WIDTHS, **{family.text_width: family.title for family in reversed(FAMILIES)}}
     title = titles.get(*width) if len(width) == 1 else None
     return f" ({title})" if title else ""

@@ -364,7 +364,7 @@ def test_info_knows_a_state(run, made, tmp_path, monkeypatch):
         run("a red apple", *SMALL, "-b", "3")
     result = CliRunner().invoke(main, ["info", "output-001.png.state"])
     assert result.stdout == (
-        "state of a run that was stopped: 1 of 3 pictures made; go on with: "
+        "state of a run that was stopped: 1 of 3 pictures made; continue it with: "
         "sd-numba generate --resume output-001.png.state\n"
     )
     assert (

@@ -101,7 +101,7 @@ def test_a_tiny_autoencoder_shows_what_it_decodes(sd, tiny):
 def test_what_cannot_be_shown(pipe, sd, tiny):
     with pytest.raises(InputError, match="preview: found 'all', expected none or proj or tae"):
         Previewer("all", sd.vae)
-    with pytest.raises(InputError, match="preview tae: found no tiny autoencoder; give one with --taesd"):
+    with pytest.raises(InputError, match="preview tae: found no tiny autoencoder; give one with taesd, or choose proj"):
         Previewer("tae", sd.vae)
     with pytest.raises(
         InputError, match=r"4 channels, 8 times smaller than pictures, the model has .* 4 times smaller"
